@@ -1,0 +1,65 @@
+"""IDD-Lite (Indian Driving Dataset, 7 classes) to the common folder shape, split by drive.
+
+    python -m data.idd_lite.prepare --source idd20k_lite
+
+expects the official download: leftImg8bit/{train,val}/<drive>/<id>_image.jpg, 320x227, and
+gtFine/{train,val}/<drive>/<id>_label.png with ids 0..6 and 255 for void. Frames of one drive look alike, so whole drives
+are held out: every tenth drive of train becomes val; the official val becomes test, and where the download has none,
+every tenth drive, counted from the sixth, does.
+"""
+
+import argparse
+from pathlib import Path
+
+from dataset import Colorbook, fit, list_files, match_pairs, parse_size, read_image, read_mask, write_dataset
+
+CLASSES = {
+    "drivable": [128, 64, 128],
+    "non-drivable": [244, 35, 232],
+    "living things": [220, 20, 60],
+    "vehicles": [0, 0, 142],
+    "roadside objects": [220, 190, 40],
+    "far objects": [70, 70, 70],
+    "sky": [70, 130, 180],
+}
+
+
+def prepare(source, out, size, crop=None):
+    source, colorbook = Path(source), Colorbook(CLASSES)
+    drives = {}  # (official split, drive): its pairs
+    for split in ("train", "val"):
+        folder = source / "leftImg8bit" / split
+        if split == "train" and not folder.is_dir():
+            raise ValueError(f"{folder}: no such folder; --source is the folder that holds leftImg8bit and gtFine")
+        for drive in sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ():
+            labels = source / "gtFine" / split / drive
+            drives[split, drive] = match_pairs(list_files(folder / drive, "_image"),
+                                               list_files(labels, "_label") if labels.is_dir() else {}, folder / drive)
+    splits = {"train": [], "val": [], "test": []}
+    own_test = any(split == "val" for split, _ in drives)
+    n = 0
+    for (split, drive), pairs in drives.items():
+        to = "test" if split == "val" else "val" if n % 10 == 0 else "test" if n % 10 == 5 and not own_test else "train"
+        n += split == "train"
+        for stem, image, label in pairs:
+            def make(image=image, label=label):
+                return fit(read_image(image), size, crop), fit(read_mask(label, colorbook)[0], size, crop)
+            splits[to].append((f"{split}_{drive}_{stem}", make))
+    write_dataset(out, colorbook, splits)
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", required=True, help="the unpacked download")
+    parser.add_argument("--out", default="data/idd_lite/prepared")
+    parser.add_argument("--size", type=parse_size, default=(64, 64), help="HEIGHTxWIDTH, default 64x64")
+    parser.add_argument("--crop", type=parse_size, help="centred window taken first; default: the largest of that ratio")
+    args = parser.parse_args()
+    try:
+        prepare(args.source, args.out, args.size, args.crop)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,458 @@
+"""Masks, images, and the classes they speak of.
+
+    python dataset.py legend [--colorbook colorbook.json]      draw which colour is which class and id
+    python dataset.py count --root data/toy/prepared           count pixels per class: a table and a picture
+
+A prepared data set is a folder <root> with colorbook.json and {train,val,test}/{images,masks}/<stem>.*; an image and
+a mask are a pair where their stems are equal. A prepared mask is an 8-bit palette PNG: the pixel is the class id, the
+palette is the colorbook, 255 is unlabelled. Pictures in colorbook colours and 8-bit pictures of ids are read too.
+"""
+
+import argparse
+import csv
+import json
+import os
+import shutil
+from collections import Counter
+from pathlib import Path
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+import torchvision.transforms.v2.functional as TF
+from PIL import Image, ImageDraw, ImageFont
+from torch.utils.data import DataLoader, Dataset
+from tqdm import tqdm
+
+UNLABELLED = 255
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+
+# ------------------------------------------------------------------------------------------------ colorbook
+
+
+class Colorbook:
+    """The classes in id order: names (K strings) and colors (K, 3) uint8; at most 255 of them."""
+
+    def __init__(self, classes):
+        """classes: {name: [r, g, b]}, each 0..255, in id order. ValueError where that is not what it is."""
+        for name, rgb in classes.items():
+            if not (isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)):
+                raise ValueError(f"class {name!r} has colour {rgb!r}: expected three whole numbers 0..255")
+        twice = [rgb for rgb, n in Counter(map(tuple, classes.values())).items() if n > 1]
+        if twice or not 1 <= len(classes) <= 255:
+            raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, repeated: {twice}")
+        self.classes, self.names = dict(classes), list(classes)
+        self.colors = np.array(list(classes.values()), np.uint8)
+
+    def __len__(self):
+        return len(self.names)
+
+    @classmethod
+    def load(cls, path):
+        """Read a colorbook.json; FileNotFoundError or ValueError name the file."""
+
+        def no_repeats(pairs):
+            repeated = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
+            if repeated:
+                raise ValueError(f"the class {repeated[0]!r} stands in it twice")
+            return dict(pairs)
+
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such colorbook; expected a JSON file {{name: [r, g, b], ...}}")
+        try:
+            return cls(json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats))
+        except (ValueError, AttributeError) as error:
+            raise ValueError(f"{path}: {error}") from None
+
+    def save(self, path):
+        lines = [f"  {json.dumps(name)}: {json.dumps(rgb)}" for name, rgb in self.classes.items()]
+        Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
+
+    def paint(self, ids):
+        """Class ids (H, W) uint8 to their colours (H, W, 3) uint8; unlabelled is black."""
+        table = np.zeros((256, 3), np.uint8)
+        table[: len(self)] = self.colors
+        return table[ids]
+
+
+# ---------------------------------------------------------------------------------------------------- masks
+
+
+def read_mask(path, colorbook):
+    """A mask file as class ids.
+
+    Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids" or "colours"), and the
+    share 0..1 of pixels whose colour was off and had to be snapped to a class. ValueError names the file, the unknown
+    colours or ids, how many pixels have them, and the nearest class.
+    """
+    with Image.open(path) as image:
+        image.load()
+    if image.mode == "P":  # ids if the palette says so, else a colour picture that happens to be stored with a palette
+        values = np.array(image)
+        used = np.unique(values)
+        palette = np.zeros((256, 3), np.uint8)
+        stored = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette[: len(stored)] = stored
+        known = used[used < len(colorbook)]
+        grey = (palette[used] == used[:, None]).all()
+        if grey or set(used) <= {*known, UNLABELLED} and (palette[known] == colorbook.colors[known]).all():
+            return check_ids(values, colorbook, path), "palette", 0.0
+    elif image.mode == "L":
+        return check_ids(np.array(image), colorbook, path), "ids", 0.0
+    elif image.mode not in ("RGB", "RGBA"):
+        raise ValueError(f"{path}: a picture of mode {image.mode}; expected an 8-bit palette, grey (ids), RGB or RGBA "
+                         "picture. Save it as an 8-bit PNG")
+    rgba = np.array(image.convert("RGBA"))
+    ids, snapped = snap_colors(rgba[..., :3], rgba[..., 3] >= 128, colorbook, path)
+    return ids, "colours", snapped
+
+
+def check_ids(ids, colorbook, path):
+    """ids as they are, or a ValueError where one is neither a class nor 255."""
+    values, counts = np.unique(ids[(ids >= len(colorbook)) & (ids != UNLABELLED)], return_counts=True)
+    if len(values):
+        found = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
+        raise ValueError(f"{path}: unknown class ids {found}; expected 0..{len(colorbook) - 1} or 255 for unlabelled, "
+                         f"the nearest class is {len(colorbook) - 1} {colorbook.names[-1]!r}. Are these the ids of "
+                         "another colorbook?")
+    return ids
+
+
+def snap_colors(rgb, opaque, colorbook, path, core=6, reach=20, tolerated=0.001):
+    """Colours (H, W, 3) uint8 to ids (H, W) and the share of snapped pixels; black and transparent are unlabelled.
+
+    A colour within `core` of a class (Euclidean, 0..255 a channel) is that class. The soft edge of a brush is a blend
+    of the classes beside it: it goes to the nearest of those, never to a third class whose colour the blend passes.
+    What is left goes to a class within `reach`. Anything else is unknown: an error if it is more than the share
+    `tolerated` of the picture.
+    """
+    H, W = rgb.shape[:2]
+    colors, names = colorbook.colors.astype(np.float32), colorbook.names
+    if colors.any(axis=1).all():  # no class is black: black means unlabelled
+        colors, names = np.concatenate([colors, np.zeros((1, 3), np.float32)]), [*names, "unlabelled"]
+    found, index = np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)
+    index = index.reshape(H, W)
+    distance = np.stack([np.linalg.norm(found - c, axis=1) for c in colors], axis=1)  # (colours found, classes)
+    nearest = distance.argmin(axis=1)
+    ids = nearest[index].astype(np.uint8)
+    is_core = (distance.min(axis=1) <= core)[index] & opaque
+    unknown = np.zeros((H, W), bool)
+    if not is_core.all():
+        # which classes have core pixels within r, and the smallest and largest value that they have in each channel
+        radius = max(3, min(H, W) // 32)
+        widen = lambda planes: F.max_pool2d(F.max_pool2d(  # noqa: E731
+            torch.from_numpy(planes)[None], (2 * radius + 1, 1), 1, (radius, 0)), (1, 2 * radius + 1), 1, (0, radius))[0]
+        present = np.unique(ids[is_core])
+        beside = widen(np.stack([(ids == k) & is_core for k in present] or [is_core]).astype(np.float32)).bool().numpy()
+        chan = rgb.transpose(2, 0, 1).astype(np.float32)
+        high = widen(np.where(is_core, chan, -np.inf).astype(np.float32)).numpy() + reach
+        low = -widen(np.where(is_core, -chan, -np.inf).astype(np.float32)).numpy() - reach
+        blend = ~is_core & opaque & ((chan >= low) & (chan <= high)).all(axis=0)
+        if blend.any():
+            options = np.where(beside[:, blend].T, distance[index[blend]][:, present], np.inf)
+            ids[blend] = present[options.argmin(axis=1)]
+        unknown = ~is_core & opaque & ~blend & (distance.min(axis=1) > reach)[index]
+    if unknown.mean() > tolerated:
+        counts = Counter(index[unknown].tolist()).most_common(5)
+        listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
+                           f"{tuple(map(int, colors[nearest[i]]))}" for i, n in counts)
+        raise ValueError(f"{path}: {unknown.sum()} pixels ({unknown.mean():.1%}) have colours that are in no class of "
+                         f"the colorbook: {listed}. Paint with the colours that `python dataset.py legend` draws")
+    ids[(ids >= len(colorbook)) | ~opaque] = UNLABELLED
+    snapped = (distance.min(axis=1) > 0)[index] & opaque
+    return ids, float(snapped.mean())
+
+
+def save_mask(ids, path, colorbook):
+    """Write class ids (H, W) uint8 as the palette PNG described above."""
+    image = Image.fromarray(np.ascontiguousarray(ids))
+    image.putpalette(colorbook.paint(np.arange(256, dtype=np.uint8)).tobytes())
+    image.save(path)
+
+
+def one_hot(ids, num_classes):
+    """ids (B, H, W) uint8 on any device to (B, K, H, W) float32 there; unlabelled (255) is zero in every plane."""
+    B, H, W = ids.shape
+    planes = torch.zeros(B, num_classes, H, W, device=ids.device)
+    return planes.scatter_(1, ids.clamp(max=num_classes - 1).long()[:, None], (ids != UNLABELLED)[:, None].float())
+
+
+# -------------------------------------------------------------------------------------------- sizes and files
+
+
+def parse_size(text):
+    """ "64x96" to (64, 96): height, width."""
+    parts = text.lower().split("x")
+    if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
+        raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 128x128, got {text!r}")
+    return int(parts[0]), int(parts[1])
+
+
+def fit(image, size, crop=None):
+    """Crop the centre of a picture and resize it: no stretching unless the crop asks for it.
+
+    image  (H, W, 3) uint8, resized bicubic with anti-aliasing, or ids (H, W) uint8, resized NEAREST
+    size   (height, width) of the result
+    crop   (height, width) of the window, or None for the largest one that has the ratio of `size`
+    """
+    H, W = image.shape[:2]
+    h, w = crop or (min(H, W * size[0] / size[1]), min(W, H * size[1] / size[0]))
+    if h > H or w > W:
+        raise ValueError(f"the crop {h}x{w} does not fit into a picture of {H}x{W} (height x width)")
+    if (H, W) == (h, w) == size:
+        return image
+    box = ((W - w) / 2, (H - h) / 2, (W + w) / 2, (H + h) / 2)
+    resample = Image.Resampling.NEAREST if image.ndim == 2 else Image.Resampling.BICUBIC
+    return np.array(Image.fromarray(image).resize(size[::-1], resample, box=box))
+
+
+def read_image(path):
+    """A picture file as (H, W, 3) uint8 RGB."""
+    with Image.open(path) as image:
+        return np.array(image.convert("RGB"))
+
+
+def list_files(folder, ending=""):
+    """{stem: path} of the pictures in a folder; `ending` is what a name must end with before the suffix, and loses."""
+    files = {}
+    for path in sorted(Path(folder).iterdir()):
+        if path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
+            stem = path.stem.removesuffix(ending)
+            if stem in files:
+                raise ValueError(f"{path} and {files[stem].name} have the same stem, which is what pairs are matched by")
+            files[stem] = path
+    return files
+
+
+def match_pairs(images, masks, where):
+    """[(stem, image, mask)] of two dicts by stem; those without a partner are counted and listed."""
+    for kind, missing in (("image(s) without a mask", images.keys() - masks.keys()),
+                          ("mask(s) without an image", masks.keys() - images.keys())):
+        if missing:
+            print(f"{where}: {len(missing)} {kind} left out: {', '.join(sorted(missing)[:10])}"
+                  + (" ..." if len(missing) > 10 else ""))
+    return [(stem, images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
+
+
+def write_dataset(out, colorbook, splits):
+    """Write a prepared data set: all of it or nothing.
+
+    splits: {"train": [(stem, make), ...], ...} where make() returns an image (H, W, 3) and ids (H, W), both uint8.
+    It is built in <out>.partial and renamed at the end, so a run that was stopped leaves nothing half-written and a
+    second run replaces the first. A folder that is no prepared data set is never replaced: FileExistsError.
+    """
+    out = Path(out)
+    partial = out.with_name(out.name + ".partial")
+    if out.exists() and not (out / "colorbook.json").is_file():
+        raise FileExistsError(f"{out} exists and is no prepared data set (no colorbook.json): choose another --out")
+    if not any(splits.values()):
+        raise ValueError(f"no image has a mask: nothing to write to {out}")
+    shutil.rmtree(partial, ignore_errors=True)
+    for split, items in splits.items():
+        for kind in ("images", "masks"):
+            (partial / split / kind).mkdir(parents=True)
+        for stem, make in tqdm(items, desc=f"{out.parent.name} {split}", unit="pair"):
+            image, ids = make()
+            Image.fromarray(image).save(partial / split / "images" / f"{stem}.png")
+            save_mask(ids, partial / split / "masks" / f"{stem}.png", colorbook)
+    colorbook.save(partial / "colorbook.json")
+    if out.exists():
+        shutil.rmtree(out)
+    os.replace(partial, out)
+    print(f"{out}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " pairs")
+
+
+# ---------------------------------------------------------------------------------------------------- pairs
+
+
+class Pairs(Dataset):
+    """The pairs of one split, uint8: item i is image (3, H, W) and ids (H, W).
+
+    size is (height, width); other sizes are fitted. flip is the probability of a horizontal flip and augment the
+    settings of augment_pair(); both need an item (i, rng). They are held in memory, resized, where they take no more
+    than memory_gb. Reading errors, missing folders and empty splits are ValueErrors that name the place.
+    """
+
+    def __init__(self, root, split, size, flip=0.0, augment=None, memory_gb=4.0):
+        self.size, self.flip, self.augment = tuple(size), flip, augment
+        folder = Path(root) / split
+        for needed in (folder / "images", folder / "masks"):
+            if not needed.is_dir():
+                raise ValueError(f"{needed}: no such folder. Prepare the data first (python -m data.<name>.prepare), "
+                                 "or set data.root to a folder with {train,val,test}/{images,masks}")
+        self.colorbook = Colorbook.load(Path(root) / "colorbook.json")
+        self.files = match_pairs(list_files(folder / "images"), list_files(folder / "masks"), folder)
+        if not self.files:
+            raise ValueError(f"{folder}: no image has a mask of the same name")
+        self.found, self.held = Counter(), None
+        if len(self.files) * 4 * size[0] * size[1] <= memory_gb * 2**30:
+            pairs = [self.read(i) for i in tqdm(range(len(self.files)), desc=f"reading {split}", unit="pair", leave=False)]
+            self.held = [torch.stack(part) for part in zip(*pairs)]
+            print(f"{folder}: {len(self)} pairs in memory, masks are " + ", ".join(f"{n} {k}" for k, n in self.found.items()))
+
+    def __len__(self):
+        return len(self.files)
+
+    def read(self, i):
+        stem, image_file, mask_file = self.files[i]
+        image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
+        if image.shape[:2] != ids.shape:
+            raise ValueError(f"{image_file} is {image.shape[:2]} and {mask_file} is {ids.shape} (height, width): a pair "
+                             "must have one size")
+        self.found[kind + (" with soft edges" if snapped else "")] += 1
+        return torch.from_numpy(fit(image, self.size)).permute(2, 0, 1), torch.from_numpy(fit(ids, self.size))
+
+    def __getitem__(self, item):
+        i, rng = item if isinstance(item, tuple) else (item, None)
+        image, ids = (self.held[0][i], self.held[1][i]) if self.held else self.read(i)
+        if rng is not None and rng.random() < self.flip:
+            image, ids = image.flip(-1), ids.flip(-1)
+        if rng is not None and self.augment and self.augment["p"] > 0:
+            image, ids = augment_pair(image, ids, rng, **self.augment)
+        return image, ids
+
+
+def augment_pair(image, ids, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
+    """Classical augmentation (Bozsó 2023, 2.1) of image (3, H, W) and ids (H, W), uint8; each with probability p.
+
+    Photometric, on the image: a factor from 1 - v to 1 + v for brightness, contrast and saturation, a shift from -hue to
+    hue (a turn is 1). Geometric, on both alike: a vertical flip (vertical_flip: true or false), a rotation by up to
+    `rotate` degrees, whose corners are black and unlabelled, and a window of crop to 1 times the size, scaled back.
+    """
+    for adjust, v in ((TF.adjust_brightness, brightness), (TF.adjust_contrast, contrast), (TF.adjust_saturation, saturation)):
+        if v and rng.random() < p:
+            image = adjust(image, rng.uniform(1 - v, 1 + v))
+    if hue and rng.random() < p:
+        image = TF.adjust_hue(image, rng.uniform(-hue, hue))
+    if vertical_flip and rng.random() < p:
+        image, ids = image.flip(-2), ids.flip(-2)
+    nearest, bilinear = TF.InterpolationMode.NEAREST, TF.InterpolationMode.BILINEAR
+    if rotate and rng.random() < p:
+        angle = rng.uniform(-rotate, rotate)
+        image, ids = TF.rotate(image, angle, bilinear), TF.rotate(ids[None], angle, nearest, fill=UNLABELLED)[0]
+    if crop < 1 and rng.random() < p:
+        H, W = ids.shape
+        h, w = (round(side * rng.uniform(crop, 1)) for side in (H, W))
+        box = (int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1)), h, w)
+        image = TF.resized_crop(image, *box, [H, W], bilinear, antialias=True)
+        ids = TF.resized_crop(ids[None], *box, [H, W], nearest)[0]
+    return image, ids
+
+
+def batches(pairs, batch_size, seed, step=0, workers=0, pin_memory=False):
+    """Batches without end from step `step` on: images (B, 3, H, W) and ids (B, H, W), both uint8.
+
+    Every pair comes once per epoch, in an order that is new each epoch; epochs run on without a short batch. Order
+    and augmentation depend on (seed, step) alone, so a resumed run goes on as if it had never stopped.
+    """
+
+    def order():
+        epoch, position = None, step * batch_size
+        while True:
+            batch = []
+            for p in range(position, position + batch_size):
+                if p // len(pairs) != epoch:
+                    epoch = p // len(pairs)
+                    shuffled = np.random.default_rng([seed, epoch]).permutation(len(pairs))
+                batch.append((int(shuffled[p % len(pairs)]), np.random.default_rng([seed, p, 1])))
+            position += batch_size
+            yield batch
+
+    own = torch.Generator()  # else the loader would draw from, and so change, the global random state
+    return iter(DataLoader(pairs, batch_sampler=order(), num_workers=0 if pairs.held else workers, pin_memory=pin_memory,
+                           generator=own))
+
+
+def to_device(images, ids, num_classes, device):
+    """A batch of uint8 on the device: images as float in [-1, 1], ids as one-hot."""
+    images, ids = images.to(device, non_blocking=True), ids.to(device, non_blocking=True)
+    return images.float() / 127.5 - 1, one_hot(ids, num_classes)
+
+
+def to_uint8(x):
+    """Images (B, 3, H, W) in [-1, 1] to (B, H, W, 3) uint8 arrays."""
+    return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+def contact_sheet(rows, titles=(), least=128):
+    """Rows of equally large (H, W, 3) uint8 pictures as one PIL image, enlarged so that each side is `least` or more."""
+    H, W = rows[0][0].shape[:2]
+    scale, gap, top = -(-least // min(H, W)), 4, 18 if titles else 0
+    cell_h, cell_w = H * scale + gap, W * scale + gap
+    sheet = Image.new("RGB", (cell_w * max(map(len, rows)) + gap, cell_h * len(rows) + gap + top), "white")
+    for r, row in enumerate(rows):
+        for c, picture in enumerate(row):
+            big = Image.fromarray(picture).resize((W * scale, H * scale), Image.Resampling.NEAREST)
+            sheet.paste(big, (gap + c * cell_w, top + gap + r * cell_h))
+    for c, title in enumerate(titles):
+        ImageDraw.Draw(sheet).text((gap + c * cell_w, 2), title, "black", ImageFont.load_default(12))
+    return sheet
+
+
+def draw_bars(colorbook, texts, lengths=None):
+    """One line per class: its colour, its id and name, a text, and a bar of length 0..1."""
+    line, bar = 22, 0 if lengths is None else 400
+    image = Image.new("RGB", (300 + bar, line * len(colorbook) + 10), "white")
+    draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
+    for k, name in enumerate(colorbook.names):
+        y, color = 5 + k * line, tuple(map(int, colorbook.colors[k]))
+        draw.rectangle([8, y + 2, 40, y + line - 4], color, "black")
+        draw.text((48, y + 2), f"{k:3d}  {name}", "black", font)
+        draw.text((190, y + 2), texts[k], "black", font)
+        if bar and lengths[k] > 0:
+            draw.rectangle([290, y + 2, 290 + lengths[k] * bar, y + line - 4], color, "black")
+    return image
+
+
+def legend(args):
+    """Draw class, colour and id of a colorbook."""
+    colorbook = Colorbook.load(args.colorbook)
+    draw_bars(colorbook, [str(tuple(map(int, c))) for c in colorbook.colors]).save(args.out)
+    print(f"{args.out}: {len(colorbook)} classes")
+
+
+def count(args):
+    """Pixels per class over a split (Bozsó 2023, Figure 27): a table on the screen and as CSV, and a picture."""
+    colorbook = Colorbook.load(Path(args.root) / "colorbook.json")
+    masks = list_files(Path(args.root) / args.split / "masks")
+    pixels, pictures = np.zeros(256, np.int64), np.zeros(256, np.int64)
+    for path in tqdm(masks.values(), unit="mask"):
+        n = np.bincount(read_mask(path, colorbook)[0].ravel(), minlength=256)
+        pixels, pictures = pixels + n, pictures + (n > 0)
+    share = pixels / max(1, pixels.sum())
+    ids = [*range(len(colorbook)), UNLABELLED]
+    rows = [(k, (colorbook.names + ["unlabelled"])[min(k, len(colorbook))], int(pixels[k]), float(share[k]), int(pictures[k]))
+            for k in ids]
+    print(f"{'id':>3} {'class':14} {'pixels':>12} {'share':>8} {'pictures':>9}")
+    for row in rows:
+        print("{:3d} {:14} {:12,d} {:8.3%} {:9,d}".format(*row))
+    with open(Path(args.out).with_suffix(".csv"), "w", newline="") as file:
+        csv.writer(file).writerows([("id", "class", "pixels", "share", "pictures"), *rows])
+    draw_bars(colorbook, [f"{share[k]:.2%}" for k in range(len(colorbook))], share / share.max()).save(args.out)
+    print(f"{args.out} and .csv: {len(masks)} masks of {args.root}/{args.split}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    command = commands.add_parser("legend", help=legend.__doc__)
+    command.add_argument("--colorbook", default="colorbook.json")
+    command.add_argument("--out", default="legend.png")
+    command.set_defaults(run=legend)
+    command = commands.add_parser("count", help=count.__doc__)
+    command.add_argument("--root", default="data/toy/prepared", help="a prepared data set")
+    command.add_argument("--split", default="train")
+    command.add_argument("--out", default="counts.png")
+    command.set_defaults(run=count)
+    args = parser.parse_args()
+    try:
+        args.run(args)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()

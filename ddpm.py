@@ -1,0 +1,234 @@
+"""Diffusion: noise schedules, the training loss, and three hand-written samplers.
+
+    diffusion = Diffusion(T=1000, schedule="thesis")
+    loss = diffusion.loss(model, x0, mask)                          # Algorithm 1
+    eps_fn = guided_eps(model, diffusion, mask, guidance=3.0)       # the network as a noise prediction
+    x = noise_like_seeds([1, 2, 3], (3, 64, 64), device)            # x_T, one seed per picture
+    x0 = dpm_solver(eps_fn, x(), diffusion.alpha_bar, steps=20)     # or ddpm(...), ddim(...)
+
+Images are float in [-1, 1], shape (B, 3, H, W); masks are one-hot (B, K, H, W); t is 0..T-1 everywhere, and
+x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) eps. A sampler knows nothing of networks: it is given any
+function eps_fn(x, t) with t an int, so that an exact answer can stand in for the network.
+
+Sources: Ho et al. 2020 (DDPM), Ho and Salimans 2022 (classifier-free guidance), Salimans and Ho 2022 (v),
+Song et al. 2021 (DDIM), Lu et al. 2022 (DPM-Solver++), Nichol and Dhariwal 2021, and the thesis (Bozsó 2023).
+"""
+
+import math
+
+import torch
+import torch.nn as nn
+
+# ------------------------------------------------------------------------------------------------ schedules
+
+
+def make_betas(schedule="thesis", T=1000, beta_start=1e-4, beta_end=0.02):
+    """The variances beta (T,) in float64, each in (0, 1).
+
+    "thesis"   betas shaped like half a cosine from beta_start to beta_end (Bozsó 2023, appendix)
+    "linear"   DDPM, section 4
+    "nichol"   the cosine alpha_bar of Nichol and Dhariwal, equation 17; beta_start and beta_end play no part
+    """
+    s = torch.linspace(0, 1, T, dtype=torch.float64)
+    if schedule == "thesis":
+        return (beta_start + (beta_end - beta_start) * (1 + torch.cos(math.pi * s)) / 2).flip(0)
+    if schedule == "linear":
+        return beta_start + (beta_end - beta_start) * s
+    if schedule == "nichol":
+        f = torch.cos((torch.arange(T + 1, dtype=torch.float64) / T + 0.008) / 1.008 * math.pi / 2) ** 2
+        return (1 - f[1:] / f[:-1]).clamp(max=0.999)
+    raise ValueError(f"unknown schedule {schedule!r}: expected thesis, linear or nichol")
+
+
+class Diffusion(nn.Module):
+    """The forward process, and what the network is trained to predict.
+
+    prediction  "eps", the noise (DDPM), or "v" = sqrt(alpha_bar) eps - sqrt(1 - alpha_bar) x_0 (Salimans and Ho)
+    alpha_bar   (T,) float64 on the CPU, for the samplers; the float32 buffers for training move with .to(device)
+    """
+
+    def __init__(self, T=1000, schedule="thesis", beta_start=1e-4, beta_end=0.02, prediction="eps"):
+        super().__init__()
+        if prediction not in ("eps", "v"):
+            raise ValueError(f"unknown prediction {prediction!r}: expected eps or v")
+        self.T, self.prediction = T, prediction
+        self.alpha_bar = torch.cumprod(1 - make_betas(schedule, T, beta_start, beta_end), dim=0)
+        self.register_buffer("signal", self.alpha_bar.sqrt().float(), persistent=False)        # sqrt(alpha_bar)
+        self.register_buffer("sigma", (1 - self.alpha_bar).sqrt().float(), persistent=False)   # sqrt(1 - alpha_bar)
+
+    def coefficients(self, t):
+        """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t (B,), each (B, 1, 1, 1)."""
+        return self.signal[t].view(-1, 1, 1, 1), self.sigma[t].view(-1, 1, 1, 1)
+
+    def q_sample(self, x0, t, eps):
+        """x_t ~ q(x_t | x_0) in one step: x0, eps (B, 3, H, W), t (B,) in 0..T-1 (DDPM, equation 4)."""
+        a, s = self.coefficients(t)
+        return a * x0 + s * eps
+
+    def to_eps(self, out, x, t):
+        """The noise that the network's output `out` at (x, t) stands for, in float32."""
+        a, s = self.coefficients(t)
+        return out.float() if self.prediction == "eps" else s * x + a * out.float()
+
+    def errors(self, model, x0, mask, t, eps, keep=None):
+        """Mean squared error per picture, (B,) each: of what the network predicts, and of the noise.
+
+        They are the same for prediction "eps"; for "v" the error of the noise is alpha_bar times that of v.
+        """
+        a, s = self.coefficients(t)
+        x = a * x0 + s * eps
+        target = eps if self.prediction == "eps" else a * eps - s * x0
+        error = (model(x, t, mask, keep=keep).float() - target).square().mean(dim=(1, 2, 3))
+        return error, error if self.prediction == "eps" else a.flatten() ** 2 * error
+
+    def loss(self, model, x0, mask=None, label_drop=0.1):
+        """Algorithm 1 of DDPM for images x0 (B, 3, H, W) in [-1, 1]; a scalar.
+
+        Each picture loses its mask with probability label_drop, so that one network learns both the conditional
+        and the unconditional prediction (Ho and Salimans, Algorithm 1).
+        """
+        B = x0.shape[0]
+        t = torch.randint(self.T, (B,), device=x0.device)
+        eps = torch.randn_like(x0)
+        keep = torch.rand(B, device=x0.device) >= label_drop
+        return self.errors(model, x0, mask, t, eps, keep)[0].mean()
+
+
+# ----------------------------------------------------------------------------------- the network as eps_fn
+
+
+def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True):
+    """A function eps_fn(x, t) with classifier-free guidance: eps = eps_u + w (eps_c - eps_u), w = guidance.
+
+    mask       one-hot (B, K, H, W), or None for unconditional samples; its features are computed here, once
+    guidance   w; 1 is the conditional prediction alone and 0 the unconditional one: one pass of the network per
+               step. Every other value takes two,
+    one_batch  both in one batch of 2B, or, False, as two calls that need half the memory
+    """
+    features = model.mask_features(mask) if mask is not None and guidance != 0 else None
+
+    def eps_fn(x, t):
+        t = torch.full((x.shape[0],), t, device=x.device)
+        if features is None or guidance == 1:
+            out = model(x, t, features=features)
+        elif one_batch:
+            both = torch.cat([features, torch.zeros_like(features)])
+            out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
+            out = out_u + guidance * (out_c - out_u)
+        else:
+            out_c, out_u = model(x, t, features=features).float(), model(x, t).float()
+            out = out_u + guidance * (out_c - out_u)
+        return diffusion.to_eps(out, x, t)  # linear in `out`, so guiding v guides eps
+
+    return eps_fn
+
+
+def noise_like_seeds(seeds, shape, device="cpu"):
+    """A function that draws noise (len(seeds), *shape), each picture from a generator of its own.
+
+    The numbers depend on the picture's seed alone: on neither the batch around it nor the device.
+    """
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
+
+
+# ------------------------------------------------------------------------------------------------- samplers
+# Each takes eps_fn(x, t), the starting noise x (B, 3, H, W) and alpha_bar (T,), and returns x_0.
+# observe(t, x, eps, x0), where given, is called at every step with the state x at t, the noise predicted in it and
+# the picture predicted from it: for progress bars, drawings and lessons.
+
+
+def predict_x0(x, eps, alpha_bar_t, clip=True):
+    """x_0 from x_t and the noise in it; clip bounds it to [-1, 1], the range of images."""
+    x0 = (x - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
+    return x0.clamp(-1, 1) if clip else x0
+
+
+def trailing_steps(T, steps):
+    """`steps` time steps from T-1 downwards, evenly spaced (Lin et al. 2024, "trailing"): ints."""
+    if not 1 <= steps <= T:
+        raise ValueError(f"steps must lie in 1..{T}, got {steps}")
+    return [round(T - i * T / steps) - 1 for i in range(steps)]
+
+
+@torch.no_grad()
+def ddpm(eps_fn, x, alpha_bar, noise, clip=True, observe=None):
+    """Algorithm 2 of DDPM: all T steps of the ancestral chain, sigma^2 = beta; noise() draws z like x.
+
+    The mean is written through x_0 (DDPM, equation 7), which for an x_0 that is not clipped is Algorithm 2's line 4.
+    """
+    alpha_bar = alpha_bar.tolist()
+    for t in reversed(range(len(alpha_bar))):
+        abar, abar_prev = alpha_bar[t], alpha_bar[t - 1] if t > 0 else 1.0
+        alpha = abar / abar_prev
+        beta = 1 - alpha
+        eps = eps_fn(x, t)
+        x0 = predict_x0(x, eps, abar, clip)
+        if observe:
+            observe(t, x, eps, x0)
+        mean = (math.sqrt(abar_prev) * beta * x0 + math.sqrt(alpha) * (1 - abar_prev) * x) / (1 - abar)
+        x = mean + math.sqrt(beta) * noise() if t > 0 else mean  # no noise at the last step
+    return x
+
+
+@torch.no_grad()
+def ddim(eps_fn, x, alpha_bar, steps=50, eta=0.0, noise=None, clip=True, observe=None):
+    """DDIM (Song et al. 2021, equation 12): eta = 0 is deterministic, eta = 1 has the variance of DDPM's posterior.
+
+    noise() draws z like x and is needed where eta > 0.
+    """
+    ts = trailing_steps(len(alpha_bar), steps)
+    alpha_bar = alpha_bar.tolist()
+    for t, t_prev in zip(ts, ts[1:] + [None]):
+        abar, abar_prev = alpha_bar[t], alpha_bar[t_prev] if t_prev is not None else 1.0
+        eps = eps_fn(x, t)
+        x0 = predict_x0(x, eps, abar, clip)
+        if observe:
+            observe(t, x, eps, x0)
+        eps = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)                          # what clipping left of it
+        sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))  # equation 16
+        x = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev - sigma**2) * eps
+        if sigma > 0:
+            x = x + sigma * noise()
+    return x
+
+
+@torch.no_grad()
+def dpm_solver(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
+    """DPM-Solver++(2M) (Lu et al. 2022, Algorithm 2): data prediction, deterministic, second order.
+
+    lam = log(signal / noise) is the variable in which the remaining integral is smooth. The last step goes to zero
+    noise, where lam is infinite and the update becomes x = x_0.
+    """
+    ts = trailing_steps(len(alpha_bar), steps)
+    alpha_bar = alpha_bar.tolist()
+    lam = [0.5 * math.log(alpha_bar[t] / (1 - alpha_bar[t])) for t in ts]
+    x0_prev = None
+    for i, t in enumerate(ts):
+        eps = eps_fn(x, t)
+        x0 = predict_x0(x, eps, alpha_bar[t], clip)
+        if observe:
+            observe(t, x, eps, x0)
+        if i == steps - 1:
+            return x0
+        h = lam[i + 1] - lam[i]
+        D = x0
+        if x0_prev is not None:  # the line through the last two predictions, halfway into this step
+            r = (lam[i] - lam[i - 1]) / h
+            D = x0 + (x0 - x0_prev) / (2 * r)
+        abar, abar_next = alpha_bar[t], alpha_bar[ts[i + 1]]
+        x = math.sqrt((1 - abar_next) / (1 - abar)) * x - math.sqrt(abar_next) * math.expm1(-h) * D
+        x0_prev = x0
+
+
+def sample(eps_fn, noise, alpha_bar, sampler="dpm_solver", steps=20, eta=0.0, observe=None):
+    """Pictures (B, 3, H, W) in [-1, 1] by the sampler of that name; ddpm always walks all T steps."""
+    if sampler == "ddpm":
+        x = ddpm(eps_fn, noise(), alpha_bar, noise, observe=observe)
+    elif sampler == "ddim":
+        x = ddim(eps_fn, noise(), alpha_bar, steps, eta, noise, observe=observe)
+    elif sampler == "dpm_solver":
+        x = dpm_solver(eps_fn, noise(), alpha_bar, steps, observe=observe)
+    else:
+        raise ValueError(f"unknown sampler {sampler!r}: expected dpm_solver, ddim or ddpm")
+    return x.clamp(-1, 1)

@@ -1,0 +1,371 @@
+"""Train the network.
+
+    python train.py --config config.yaml                   the preset named in the file: toy
+    python train.py --config config.yaml --preset idd_lite
+    python train.py --config config.yaml --dry-run         check config and data, say how large it is, and stop
+    python train.py --config config.yaml --resume          go on after Ctrl-C, a crash, or with a larger train.steps
+    python train.py --set train.steps=2000 --set out=runs/mine
+
+A run is a folder: checkpoint.pt, log.csv (one row per train.log_every steps), previews/, config.yaml as resolved.
+"""
+
+import argparse
+import copy
+import csv
+import difflib
+import math
+import os
+import signal
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+import yaml
+from tqdm import tqdm
+
+from dataset import Colorbook, Pairs, batches, contact_sheet, to_device, to_uint8
+from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
+from unet import UNet
+
+# --------------------------------------------------------------------------------------------------- config
+
+SIZE = "two multiples of 8: [height, width]"
+SETTINGS = {  # every key of config.yaml: its type, or the values that it may have
+    "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": int, "out": str,
+    "data": {"root": str, "val": str, "size": SIZE, "flip": float, "memory_gb": float, "workers": int, "augment": {
+        "p": float, "brightness": float, "contrast": float, "saturation": float, "hue": float, "vertical_flip": bool,
+        "rotate": float, "crop": float}},
+    "model": {"conditional": bool, "hidden_dim": int, "emb_dim": int, "attention": bool},
+    "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": float, "beta_end": float,
+                  "prediction": ("eps", "v")},
+    "train": {"steps": int, "batch_size": int, "lr": float, "grad_clip": float, "label_drop": float, "ema": float,
+              "precision": ("fp32", "fp16", "bf16"), "log_every": int, "val_every": int, "val_pairs": int,
+              "preview_every": int, "previews": int, "save_every": int},
+    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "ddim", "ddpm"), "steps": int, "eta": float,
+               "guidance": float, "one_batch": bool, "seed": int, "batch_size": int, "out": str},
+}
+
+
+def flatten(tree, prefix=""):
+    """{"a": {"b": 1}} to {"a.b": 1}."""
+    flat = {}
+    for key, value in tree.items():
+        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+    return flat
+
+
+def checked(key, value, where):
+    """The value as the type that SETTINGS asks for, or a ValueError that names the file, the key and the remedy."""
+    known = flatten(SETTINGS)
+    if key not in known:
+        near = difflib.get_close_matches(key, known, 1, 0) or difflib.get_close_matches(
+            key.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0)
+        raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
+    want = known[key]
+    if want is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+        try:
+            value = float(value)  # YAML takes 1 for an int and 1e-4 for a string
+        except ValueError:
+            pass
+    if want is SIZE:
+        fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 and v % 8 == 0 for v in value)
+    elif isinstance(want, tuple):
+        fine = value in want
+    else:
+        fine = type(value) is want
+        if fine and want in (int, float):
+            fine = math.isfinite(value) and (value > 0 or value == 0 and want is float or key.endswith(("seed", "workers")))
+    if not fine:
+        name = {int: "a whole number above 0", float: "a number, 0 or more", str: "a text", bool: "true or false"}
+        expected = want if want is SIZE else f"one of {', '.join(want)}" if isinstance(want, tuple) else name[want]
+        raise ValueError(f"{where}: {key} is {value!r}; expected {expected}")
+    return value
+
+
+def load_config(path, preset=None, overrides=()):
+    """config.yaml with a preset laid over it and `key.sub=value` overrides over that, checked: a nested dict."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such config file; the one that comes with the project is config.yaml")
+    with open(path, encoding="utf-8") as file:
+        try:
+            tree = yaml.safe_load(file)
+        except yaml.YAMLError as error:
+            raise ValueError(f"{path}: not readable as YAML: {error}") from None
+    if not isinstance(tree, dict):
+        raise ValueError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
+    presets = tree.pop("presets", {})
+    settings = {key: (value, str(path)) for key, value in flatten(tree).items()}
+    name = preset or tree.get("preset")
+    if name not in presets and preset is None and name is None or name in presets:
+        layered = flatten(presets.get(name, {}))
+    else:
+        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(presets) or 'none'}")
+    settings |= {key: (value, f"{path}, preset {name}") for key, value in layered.items()}
+    settings["preset"] = (name or "", str(path))
+    for text in overrides:
+        key, equals, value = text.partition("=")
+        if not equals:
+            raise ValueError(f"--set {text}: expected key.sub=value")
+        settings[key] = (yaml.safe_load(value) if value else "", f"--set {text}")
+    cfg = {}
+    for key, (value, where) in settings.items():
+        value, at = checked(key, value, where), cfg
+        *parents, last = key.split(".")
+        for parent in parents:
+            at = at.setdefault(parent, {})
+        at[last] = value
+    missing = flatten(SETTINGS).keys() - flatten(cfg).keys()
+    if missing:
+        raise ValueError(f"{path}: missing settings: {', '.join(sorted(missing))}; the project's config.yaml has them all")
+    return cfg
+
+
+# ------------------------------------------------------------------------------------ model and checkpoint
+
+
+def pick_device(name):
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise ValueError("device is cuda, but torch sees no CUDA device: set device=cpu, or check driver and torch build")
+    return torch.device(name)
+
+
+def build(cfg, num_classes, device):
+    """The network and the diffusion that a config describes, on the device."""
+    m = cfg["model"]
+    model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
+    return model.to(device, memory_format=torch.channels_last), Diffusion(**cfg["diffusion"]).to(device)
+
+
+def save_checkpoint(path, state):
+    """Write to a side file, sync, rename: whatever happens, `path` is a whole checkpoint, the old or the new one."""
+    side = path.with_name(path.name + ".partial")
+    with open(side, "wb") as file:
+        torch.save(state, file)
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(side, path)
+
+
+def load_checkpoint(path):
+    """The dict that save_checkpoint wrote, on the CPU; nothing in the file is executed."""
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or name it with --checkpoint")
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+        raise ValueError(f"{path}: not readable as a checkpoint: {error}") from error
+    if missing:
+        raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
+    return state
+
+
+# ------------------------------------------------------------------------------------ validation, previews
+
+
+@torch.no_grad()
+def validate(model, diffusion, pairs, count, num_classes, batch_size, device, autocast):
+    """Errors on held-out pairs, masks given, at fixed noise and at t spread evenly over 0..T-1.
+
+    Returns the mean error of what the network predicts, the same in four equal ranges of t, and the mean error of the
+    noise, which compares networks that predict different things.
+    """
+    chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
+    n = len(chosen)
+    t = ((torch.arange(n) + 0.5) * diffusion.T / n).long()[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
+    errors = []
+    for part in torch.arange(n).split(batch_size):
+        images, ids = (torch.stack(x) for x in zip(*(pairs[chosen[i]] for i in part)))
+        x0, mask = to_device(images, ids, num_classes, device)
+        eps = noise_like_seeds(part.tolist(), x0.shape[1:], device)()
+        with autocast():
+            errors.append(torch.stack(diffusion.errors(model, x0, mask if model.num_classes else None, t[part].to(device), eps)))
+    loss, eps_error = torch.cat(errors, dim=1).cpu()
+    bins = [loss[(t >= a) & (t < a + diffusion.T / 4)].mean().item() for a in (np.arange(4) * diffusion.T / 4)]
+    return loss.mean().item(), bins, eps_error.mean().item()
+
+
+@torch.no_grad()
+def preview(model, diffusion, pairs, cfg, colorbook, device, autocast):
+    """A sheet: mask, real image, and what the model makes of the mask, always the same masks and seeds."""
+    chosen = np.linspace(0, len(pairs) - 1, min(cfg["train"]["previews"], len(pairs))).round().astype(int)
+    images, ids = (torch.stack(x) for x in zip(*(pairs[i] for i in chosen)))
+    mask = to_device(images, ids, len(colorbook), device)[1] if model.num_classes else None
+    s = cfg["sample"]
+    with autocast():
+        eps_fn = guided_eps(model, diffusion, mask, s["guidance"])
+        noise = noise_like_seeds(range(len(chosen)), images.shape[1:], device)
+        made = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", 20)
+    rows = [[colorbook.paint(i.numpy()), real.permute(1, 2, 0).numpy(), fake] for i, real, fake in zip(ids, images, to_uint8(made))]
+    return contact_sheet([list(column) for column in zip(*rows)])
+
+
+# ---------------------------------------------------------------------------------------------------- train
+
+
+def train(cfg, resume=False, dry_run=False):
+    """One run, from config to finished checkpoint. Raises ValueError or OSError for what the user can mend."""
+    device, out = pick_device(cfg["device"]), Path(cfg["out"])
+    d, c = cfg["data"], cfg["train"]
+    path = out / "checkpoint.pt"
+    state = load_checkpoint(path) if resume else None
+    if path.exists() and not resume and not dry_run:
+        raise FileExistsError(f"{path}: this run exists. Go on with --resume, or choose another folder with --set out=...")
+
+    # data
+    root = Path(d["root"])
+    if not root.exists() and root.parts[-2:] == ("toy", "prepared"):  # the toy scenes need no download
+        from data.toy.prepare import prepare
+        prepare(root, size=tuple(d["size"]))
+    pairs = Pairs(root, "train", d["size"], d["flip"], d["augment"], d["memory_gb"])
+    held_out = Pairs(root, d["val"], d["size"], memory_gb=d["memory_gb"])
+    colorbook, num_classes = pairs.colorbook, len(pairs.colorbook)
+
+    # model, its average, optimiser, loss scaler
+    torch.manual_seed(cfg["seed"])
+    model, diffusion = build(cfg, num_classes, device)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"])
+    scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(c["precision"])
+    autocast = lambda: torch.autocast(device.type, dtype=half, enabled=half is not None)  # noqa: E731
+    torch.backends.cudnn.benchmark = True  # one size of picture: let cuDNN choose its fastest convolution for it
+    step, seconds = 0, 0.0
+    if resume:
+        changed = {k: (v, flatten(cfg)[k]) for k, v in flatten(state["config"]).items() if v != flatten(cfg)[k]}
+        fixed = [k for k in changed if k.startswith(("model.", "diffusion."))]
+        if fixed or state["colorbook"] != colorbook.classes:
+            raise ValueError(f"{path}: a checkpoint cannot go on with another {', '.join(fixed) or 'colorbook'}: "
+                             f"{'; '.join(f'{k} was {changed[k][0]}, is {changed[k][1]}' for k in fixed)}")
+        for key, (old, new) in changed.items():
+            print(f"resuming with {key} {new} instead of {old}")
+        for name, part in (("model", model), ("ema", ema), ("optimizer", optimizer), ("scaler", scaler)):
+            part.load_state_dict(state[name])
+        for group in optimizer.param_groups:
+            group["lr"] = c["lr"]
+        torch.set_rng_state(state["rng"]["cpu"])
+        if device.type == "cuda" and "cuda" in state["rng"]:
+            torch.cuda.set_rng_state(state["rng"]["cuda"])
+        step, seconds = state["step"], state["seconds"]
+
+    size, epochs = f"{d['size'][0]}x{d['size'][1]}", c["steps"] * c["batch_size"] / len(pairs)
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device.type} ({c['precision']}), {num_classes} classes, "
+          f"{size}, {len(pairs)} pairs; {c['steps']} steps of {c['batch_size']} = {epochs:.1f} epochs; seed {cfg['seed']}")
+    if dry_run:
+        return print(f"dry run: nothing written; a run would go to {out}")
+    if step >= c["steps"]:
+        return print(f"{path} is at step {step} of {c['steps']} already: raise train.steps to go on")
+
+    # the folder of the run; rows that a crashed run logged past its checkpoint would come twice
+    (out / "previews").mkdir(parents=True, exist_ok=True)
+    (out / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
+    ranges = [f"val_loss_t{i * diffusion.T // 4}" for i in range(4)]
+    columns = ["step", "epoch", "seconds", "images_per_s", "loss", "grad_norm", "val_loss", *ranges, "val_eps", "val_eps_raw"]
+    rows = []
+    if step and (out / "log.csv").exists():
+        with open(out / "log.csv", newline="") as file:
+            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
+    with open(out / "log.csv", "w", newline="") as file:
+        writer = csv.DictWriter(file, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+
+    def save():
+        rng = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
+        save_checkpoint(path, {
+            "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
+            "scaler": scaler.state_dict(), "step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": seconds,
+            "rng": rng, "config": cfg, "colorbook": colorbook.classes})
+
+    stop = []  # Ctrl-C and SIGTERM finish the step and save; a second one ends at once
+
+    def on_signal(number, frame):
+        stop.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    loader = batches(pairs, c["batch_size"], cfg["seed"], step, d["workers"], pin_memory=device.type == "cuda")
+    bar = tqdm(total=c["steps"], initial=step, unit="img", unit_scale=c["batch_size"], desc=out.name, dynamic_ncols=True,
+               mininterval=0.5 if os.isatty(2) else 30)
+    sums, since, started, last_log = torch.zeros(2, device=device), step, time.monotonic() - seconds, time.monotonic()
+
+    while step < c["steps"] and not stop:
+        x0, mask = to_device(*next(loader), num_classes, device)
+        with autocast():
+            loss = diffusion.loss(model, x0, mask if model.num_classes else None, c["label_drop"])
+        optimizer.zero_grad()
+        scaler.scale(loss).backward()
+        scaler.unscale_(optimizer)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])
+        scaler.step(optimizer)
+        scaler.update()
+        step += 1
+        decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
+        with torch.no_grad():
+            for averaged, p in zip(ema.parameters(), model.parameters()):
+                averaged.lerp_(p, 1 - decay)
+
+        # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
+        sums += torch.stack([loss.detach(), norm if half != torch.float16 or norm.isfinite() else torch.zeros_like(norm)])
+        bar.update()
+        due = {name: step % c[name] == 0 or step == c["steps"] for name in ("log_every", "val_every", "preview_every", "save_every")}
+        if not (any(due.values()) or stop):
+            continue
+        loss_mean, norm_mean = (sums / (step - since)).tolist()
+        seconds = time.monotonic() - started
+        if not (math.isfinite(loss_mean) and math.isfinite(norm_mean)):
+            bar.close()
+            raise ValueError(f"step {step}: loss or gradient is not finite. {path} " + ("keeps the last good state"
+                             if path.exists() else "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
+        row = dict.fromkeys(columns, "")
+        if due["val_every"]:
+            args = held_out, c["val_pairs"], num_classes, c["batch_size"], device, autocast
+            row["val_loss"], bins, row["val_eps"] = validate(ema, diffusion, *args)
+            row |= dict(zip(ranges, bins))
+            row["val_eps_raw"] = validate(model, diffusion, *args)[2]
+            bar.write(f"step {step}: loss {loss_mean:.4f}, val {row['val_loss']:.4f}, error on eps {row['val_eps']:.4f}")
+        if due["log_every"] or due["val_every"] or stop:
+            rate = (step - since) * c["batch_size"] / (time.monotonic() - last_log)
+            row |= {"step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": round(seconds, 1),
+                    "images_per_s": round(rate, 1), "loss": loss_mean, "grad_norm": norm_mean}
+            with open(out / "log.csv", "a", newline="") as file:
+                csv.DictWriter(file, columns).writerow({k: f"{v:.5g}" if type(v) is float else v for k, v in row.items()})
+            sums.zero_()
+            since, last_log = step, time.monotonic()
+        if due["preview_every"]:
+            preview(ema, diffusion, held_out, cfg, colorbook, device, autocast).save(out / "previews" / f"{step:07d}.png")
+        if due["save_every"] or stop:
+            save()
+
+    bar.close()
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
+    if stop:
+        print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume")
+        raise SystemExit(128 + stop[0])
+    print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: python sample.py --checkpoint {path} --mask ...")
+
+
+def add_config_arguments(parser, default="config.yaml"):
+    parser.add_argument("--config", default=default, help="the YAML file (default: config.yaml)")
+    parser.add_argument("--preset", help="a preset of that file, instead of the one that it names")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as train.steps=2000")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add_config_arguments(parser)
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
+    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    args = parser.parse_args()
+    try:
+        train(load_config(args.config, args.preset, args.set), args.resume, args.dry_run)
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}")
+
+
+if __name__ == "__main__":
+    main()
