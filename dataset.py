@@ -262,6 +262,23 @@ def write_dataset(out, colorbook, splits):
     print(f"{out}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " pairs")
 
 
+def prepare_command(prepare, doc, name, size, **more):
+    """The command line of a data/<name>/prepare.py: calls prepare(source, out, size, crop, ...more)."""
+    parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--source", type=Path, required=True, help="the folder of the unpacked download")
+    parser.add_argument("--out", type=Path, default=Path("data", name, "prepared"), help="default: %(default)s")
+    parser.add_argument("--size", type=parse_size, default=size, metavar="HxW",
+                        help=f"height x width of the result, square or not; default: {size[0]}x{size[1]}")
+    parser.add_argument("--crop", type=parse_size, metavar="HxW",
+                        help="centred window that is taken first; default: the largest that has the ratio of --size")
+    for flag, options in more.items():
+        parser.add_argument(f"--{flag}", **options)
+    try:
+        prepare(**vars(parser.parse_args()))
+    except (ValueError, OSError) as error:
+        raise SystemExit(f"error: {error}")
+
+
 # ---------------------------------------------------------------------------------------------------- pairs
 
 

@@ -76,9 +76,8 @@ class Diffusion(nn.Module):
         They are the same for prediction "eps"; for "v" the error of the noise is alpha_bar times that of v.
         """
         a, s = self.coefficients(t)
-        x = a * x0 + s * eps
         target = eps if self.prediction == "eps" else a * eps - s * x0
-        error = (model(x, t, mask, keep=keep).float() - target).square().mean(dim=(1, 2, 3))
+        error = (model(self.q_sample(x0, t, eps), t, mask, keep=keep).float() - target).square().mean(dim=(1, 2, 3))
         return error, error if self.prediction == "eps" else a.flatten() ** 2 * error
 
     def loss(self, model, x0, mask=None, label_drop=0.1):
@@ -187,7 +186,7 @@ def ddim(eps_fn, x, alpha_bar, steps=50, eta=0.0, noise=None, clip=True, observe
             observe(t, x, eps, x0)
         eps = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)                          # what clipping left of it
         sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))  # equation 16
-        x = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev - sigma**2) * eps
+        x = math.sqrt(abar_prev) * x0 + math.sqrt(max(0.0, 1 - abar_prev - sigma**2)) * eps
         if sigma > 0:
             x = x + sigma * noise()
     return x

@@ -8,10 +8,7 @@ are held out: every tenth drive of train becomes val; the official val becomes t
 every tenth drive, counted from the sixth, does.
 """
 
-import argparse
-from pathlib import Path
-
-from dataset import Colorbook, fit, list_files, match_pairs, parse_size, read_image, read_mask, write_dataset
+from dataset import Colorbook, fit, list_files, match_pairs, prepare_command, read_image, read_mask, write_dataset
 
 CLASSES = {
     "drivable": [128, 64, 128],
@@ -24,8 +21,8 @@ CLASSES = {
 }
 
 
-def prepare(source, out, size, crop=None):
-    source, colorbook = Path(source), Colorbook(CLASSES)
+def prepare(source, out, size, crop):
+    colorbook = Colorbook(CLASSES)
     drives = {}  # (official split, drive): its pairs
     for split in ("train", "val"):
         folder = source / "leftImg8bit" / split
@@ -48,18 +45,5 @@ def prepare(source, out, size, crop=None):
     write_dataset(out, colorbook, splits)
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", required=True, help="the unpacked download")
-    parser.add_argument("--out", default="data/idd_lite/prepared")
-    parser.add_argument("--size", type=parse_size, default=(64, 64), help="HEIGHTxWIDTH, default 64x64")
-    parser.add_argument("--crop", type=parse_size, help="centred window taken first; default: the largest of that ratio")
-    args = parser.parse_args()
-    try:
-        prepare(args.source, args.out, args.size, args.crop)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}")
-
-
 if __name__ == "__main__":
-    main()
+    prepare_command(prepare, __doc__, "idd_lite", size=(64, 64))
