@@ -52,7 +52,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, device, autocast):
     """Make every (stem, guidance, seed) of jobs in batches; yields the job and its picture (H, W, 3) uint8."""
     size, K = s["size"], model.num_classes
     passes = {"ddpm": diffusion.T}.get(s["sampler"], s["steps"])
-    bar = tqdm(total=len(jobs), unit="picture")
+    bar = tqdm(total=len(jobs) * passes, unit="picture", unit_scale=1 / passes)
     for w in dict.fromkeys(w for _, w, _ in jobs):
         same = [job for job in jobs if job[1] == w]
         for start in range(0, len(same), s["batch_size"]):
@@ -64,18 +64,19 @@ def sample_jobs(jobs, masks, model, diffusion, s, device, autocast):
                 eps_fn = guided_eps(model, diffusion, mask, w, s["one_batch"])
                 noise = noise_like_seeds([seed for _, _, seed in part], (3, *size), device)
                 x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
-                           observe=lambda *_: bar.update(len(part) / passes))
+                           observe=lambda *_: bar.update(len(part)))
             yield from zip(part, to_uint8(x))
     bar.close()
 
 
 def run(args):
-    # settings: the command line, then --config, then the checkpoint
-    cfg = load_config(args.config or "config.yaml", args.preset, args.set) if args.config or args.set or args.preset or not args.checkpoint else None
+    # settings: the command line, then a config that was named, then the checkpoint
+    named = args.config or args.preset or args.set
+    cfg = load_config(args.config or "config.yaml", args.preset, args.set) if named or not args.checkpoint else None
     checkpoint = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
     state = load_checkpoint(checkpoint)
     trained = state["config"]
-    s = dict((cfg if args.config or args.set else trained)["sample"])
+    s = dict((cfg if named else trained)["sample"])
     for key in ("mask", "n", "sampler", "steps", "eta", "seed", "batch_size", "out"):
         if getattr(args, key) is not None:
             s[key] = checked(f"sample.{key}", getattr(args, key), f"--{key.replace('_', '-')}")
@@ -91,11 +92,11 @@ def run(args):
 
     device = pick_device(args.device or (cfg or trained)["device"])
     colorbook = Colorbook(state["colorbook"])
-    model, diffusion = build(trained, len(colorbook), device)
+    if device.type != "cuda" and trained["train"]["precision"] == "fp16":
+        trained["train"]["precision"] = "fp32"  # only CUDA is fast in fp16
+    model, diffusion, autocast = build(trained, len(colorbook), device)
     model.load_state_dict(state["model" if args.raw else "ema"])
     model.eval()
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(trained["train"]["precision"])
-    autocast = lambda: torch.autocast(device.type, dtype=half, enabled=half is not None)  # noqa: E731
 
     # what to make: (mask, guidance, seed); each mask of a folder has seeds of its own, or all would share one night
     if args.unconditional:

@@ -16,6 +16,7 @@ import difflib
 import math
 import os
 import signal
+import sys
 import time
 from pathlib import Path
 
@@ -30,19 +31,19 @@ from unet import UNet
 
 # --------------------------------------------------------------------------------------------------- config
 
-SIZE = "two multiples of 8: [height, width]"
+SIZE, SHARE = "two multiples of 8: [height, width]", "a number from 0 to 1"
 SETTINGS = {  # every key of config.yaml: its type, or the values that it may have
     "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": int, "out": str,
-    "data": {"root": str, "val": str, "size": SIZE, "flip": float, "memory_gb": float, "workers": int, "augment": {
-        "p": float, "brightness": float, "contrast": float, "saturation": float, "hue": float, "vertical_flip": bool,
-        "rotate": float, "crop": float}},
+    "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "workers": int, "augment": {
+        "p": SHARE, "brightness": SHARE, "contrast": SHARE, "saturation": SHARE, "hue": SHARE, "vertical_flip": bool,
+        "rotate": float, "crop": SHARE}},
     "model": {"conditional": bool, "hidden_dim": int, "emb_dim": int, "attention": bool},
-    "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": float, "beta_end": float,
+    "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": SHARE, "beta_end": SHARE,
                   "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": int, "lr": float, "grad_clip": float, "label_drop": float, "ema": float,
+    "train": {"steps": int, "batch_size": int, "lr": float, "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
               "precision": ("fp32", "fp16", "bf16"), "log_every": int, "val_every": int, "val_pairs": int,
               "preview_every": int, "previews": int, "save_every": int},
-    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "ddim", "ddpm"), "steps": int, "eta": float,
+    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "ddim", "ddpm"), "steps": int, "eta": SHARE,
                "guidance": float, "one_batch": bool, "seed": int, "batch_size": int, "out": str},
 }
 
@@ -63,7 +64,7 @@ def checked(key, value, where):
             key.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0)
         raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
     want = known[key]
-    if want is float and isinstance(value, (int, str)) and not isinstance(value, bool):
+    if want in (float, SHARE) and isinstance(value, (int, str)) and not isinstance(value, bool):
         try:
             value = float(value)  # YAML takes 1 for an int and 1e-4 for a string
         except ValueError:
@@ -71,15 +72,16 @@ def checked(key, value, where):
     if want is SIZE:
         fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 and v % 8 == 0 for v in value)
     elif isinstance(want, tuple):
-        fine = value in want
+        fine, want = value in want, f"one of {', '.join(want)}"
+    elif want in (float, SHARE):
+        fine = isinstance(value, float) and 0 <= value <= (sys.float_info.max if want is float else 1)
+    elif want is int:
+        fine = type(value) is int and value >= (0 if key.endswith(("seed", "workers")) else 1)
     else:
         fine = type(value) is want
-        if fine and want in (int, float):
-            fine = math.isfinite(value) and (value > 0 or value == 0 and want is float or key.endswith(("seed", "workers")))
     if not fine:
-        name = {int: "a whole number above 0", float: "a number, 0 or more", str: "a text", bool: "true or false"}
-        expected = want if want is SIZE else f"one of {', '.join(want)}" if isinstance(want, tuple) else name[want]
-        raise ValueError(f"{where}: {key} is {value!r}; expected {expected}")
+        expected = {int: "a whole number above 0", float: "a number, 0 or more", str: "a text", bool: "true or false"}
+        raise ValueError(f"{where}: {key} is {value!r}; expected {expected.get(want, want)}")
     return value
 
 
@@ -92,22 +94,23 @@ def load_config(path, preset=None, overrides=()):
             tree = yaml.safe_load(file)
         except yaml.YAMLError as error:
             raise ValueError(f"{path}: not readable as YAML: {error}") from None
-    if not isinstance(tree, dict):
-        raise ValueError(f"{path}: expected a mapping of settings, found {type(tree).__name__}")
-    presets = tree.pop("presets", {})
-    settings = {key: (value, str(path)) for key, value in flatten(tree).items()}
-    name = preset or tree.get("preset")
-    if name not in presets and preset is None and name is None or name in presets:
-        layered = flatten(presets.get(name, {}))
-    else:
+    presets = tree.pop("presets", None) or {} if isinstance(tree, dict) else None
+    if not isinstance(presets, dict) or not all(isinstance(layer, dict) for layer in presets.values()):
+        raise ValueError(f"{path}: expected a mapping of settings, with presets that are mappings too")
+    name = preset or tree.get("preset") or ""
+    if name not in presets and (preset or name and presets):  # a run's resolved config keeps the name, not the presets
         raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(presets) or 'none'}")
-    settings |= {key: (value, f"{path}, preset {name}") for key, value in layered.items()}
-    settings["preset"] = (name or "", str(path))
+    settings = {key: (value, str(path)) for key, value in flatten(tree).items()}
+    settings |= {key: (value, f"{path}, preset {name}") for key, value in flatten(presets.get(name, {})).items()}
+    settings["preset"] = (name, str(path))
     for text in overrides:
         key, equals, value = text.partition("=")
-        if not equals:
-            raise ValueError(f"--set {text}: expected key.sub=value")
-        settings[key] = (yaml.safe_load(value) if value else "", f"--set {text}")
+        if not equals or key == "preset":
+            raise ValueError(f"--set {text}: expected key.sub=value" + (", and --preset for a preset" if equals else ""))
+        try:
+            settings[key] = (yaml.safe_load(value) if value else "", f"--set {text}")
+        except yaml.YAMLError:
+            settings[key] = (value, f"--set {text}")
     cfg = {}
     for key, (value, where) in settings.items():
         value, at = checked(key, value, where), cfg
@@ -133,10 +136,12 @@ def pick_device(name):
 
 
 def build(cfg, num_classes, device):
-    """The network and the diffusion that a config describes, on the device."""
-    m = cfg["model"]
+    """What a config describes, on the device: the network, the diffusion, and a function that opens autocast."""
+    m, precision = cfg["model"], cfg["train"]["precision"]
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
-    return model.to(device, memory_format=torch.channels_last), Diffusion(**cfg["diffusion"]).to(device)
+    model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
+    half = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    return model, Diffusion(**cfg["diffusion"]).to(device), lambda: torch.autocast(device.type, half, half is not None)
 
 
 def save_checkpoint(path, state):
@@ -226,12 +231,10 @@ def train(cfg, resume=False, dry_run=False):
 
     # model, its average, optimiser, loss scaler
     torch.manual_seed(cfg["seed"])
-    model, diffusion = build(cfg, num_classes, device)
+    model, diffusion, autocast = build(cfg, num_classes, device)
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"])
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(c["precision"])
-    autocast = lambda: torch.autocast(device.type, dtype=half, enabled=half is not None)  # noqa: E731
     torch.backends.cudnn.benchmark = True  # one size of picture: let cuDNN choose its fastest convolution for it
     step, seconds = 0, 0.0
     if resume:
@@ -309,7 +312,7 @@ def train(cfg, resume=False, dry_run=False):
                 averaged.lerp_(p, 1 - decay)
 
         # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
-        sums += torch.stack([loss.detach(), norm if half != torch.float16 or norm.isfinite() else torch.zeros_like(norm)])
+        sums += torch.stack([loss.detach(), norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm])
         bar.update()
         due = {name: step % c[name] == 0 or step == c["steps"] for name in ("log_every", "val_every", "preview_every", "save_every")}
         if not (any(due.values()) or stop):

@@ -1,0 +1,47 @@
+"""A data set whose right answer is known: four classes, each of one colour, in random rectangles."""
+
+import os
+
+os.environ["OMP_NUM_THREADS"] = "1"  # pictures of 16x16 take longer to share out than to compute; torch reads it on import
+
+import numpy as np
+import pytest
+
+from dataset import Colorbook, write_dataset
+from train import load_config
+
+CLASSES = {"road": [128, 64, 128], "sky": [70, 130, 180], "car": [0, 0, 142], "person": [220, 20, 60]}
+LOOKS = np.array([[60, 60, 60], [120, 190, 250], [220, 30, 30], [240, 220, 40]], np.uint8)  # colour of a class in the image
+
+
+def flat_scene(seed, size=16):
+    """image (size, size, 3) and ids (size, size): sky above road, and one rectangle of car or person."""
+    rng = np.random.default_rng(seed)
+    ids = np.zeros((size, size), np.uint8)
+    ids[: rng.integers(size // 4, 3 * size // 4)] = 1
+    y, x = rng.integers(0, size // 2, 2)
+    ids[y : y + size // 2, x : x + size // 3] = rng.integers(2, 4)
+    return LOOKS[ids], ids
+
+
+@pytest.fixture(scope="session")
+def flat_root(tmp_path_factory):
+    root = tmp_path_factory.mktemp("flat") / "prepared"
+    splits = {"train": range(50), "val": range(100, 110), "test": range(200, 205)}
+    write_dataset(root, Colorbook(CLASSES), {
+        split: [(f"flat_{i}", lambda i=i: flat_scene(i)) for i in seeds] for split, seeds in splits.items()})
+    return root
+
+
+@pytest.fixture
+def tiny(flat_root, tmp_path):
+    """tiny(out, key=value, ...) is the config of a run of a few seconds on that data; __ stands for the dot."""
+
+    def make(out="run", **settings):
+        values = {"device": "cpu", "out": tmp_path / out, "data.root": flat_root, "data.size": [16, 16], "model.hidden_dim": 8,
+                  "model.emb_dim": 16, "train.batch_size": 8, "train.steps": 10, "train.val_every": 5, "train.save_every": 5,
+                  "train.preview_every": 10, "train.previews": 2, "train.log_every": 2, "sample.out": tmp_path / "out",
+                  "sample.steps": 4} | {key.replace("__", "."): value for key, value in settings.items()}
+        return load_config("config.yaml", "toy", [f"{key}={value}" for key, value in values.items()])
+
+    return make
