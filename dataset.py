@@ -118,13 +118,13 @@ def check_ids(ids, colorbook, path):
     return ids
 
 
-def snap_colors(rgb, opaque, colorbook, path, core=6, reach=20, tolerated=0.001):
+def snap_colors(rgb, opaque, colorbook, path, core=6, reach=20, tolerated=0.02):
     """Colours (H, W, 3) uint8 to ids (H, W) and the share of snapped pixels; black and transparent are unlabelled.
 
     A colour within `core` of a class (Euclidean, 0..255 a channel) is that class. The soft edge of a brush is a blend
     of the classes beside it: it goes to the nearest of those, never to a third class whose colour the blend passes.
-    What is left goes to a class within `reach`. Anything else is unknown: an error if it is more than the share
-    `tolerated` of the picture.
+    What is left goes to a class within `reach`. Anything else is unknown, and an error: one evenly painted spot of it,
+    or, uneven as a photograph is, more than the share `tolerated` of the picture.
     """
     H, W = rgb.shape[:2]
     colors, names = colorbook.colors.astype(np.float32), colorbook.names
@@ -133,34 +133,36 @@ def snap_colors(rgb, opaque, colorbook, path, core=6, reach=20, tolerated=0.001)
     found, index = np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)
     index = index.reshape(H, W)
     distance = np.stack([np.linalg.norm(found - c, axis=1) for c in colors], axis=1)  # (colours found, classes)
-    nearest = distance.argmin(axis=1)
+    nearest, least = distance.argmin(axis=1), distance.min(axis=1)
     ids = nearest[index].astype(np.uint8)
-    is_core = (distance.min(axis=1) <= core)[index] & opaque
-    unknown = np.zeros((H, W), bool)
-    if not is_core.all():
-        # which classes have core pixels within r, and the smallest and largest value that they have in each channel
-        radius = max(3, min(H, W) // 32)
-        widen = lambda planes: F.max_pool2d(F.max_pool2d(  # noqa: E731
-            torch.from_numpy(planes)[None], (2 * radius + 1, 1), 1, (radius, 0)), (1, 2 * radius + 1), 1, (0, radius))[0]
-        present = np.unique(ids[is_core])
-        beside = widen(np.stack([(ids == k) & is_core for k in present] or [is_core]).astype(np.float32)).bool().numpy()
-        chan = rgb.transpose(2, 0, 1).astype(np.float32)
-        high = widen(np.where(is_core, chan, -np.inf).astype(np.float32)).numpy() + reach
-        low = -widen(np.where(is_core, -chan, -np.inf).astype(np.float32)).numpy() - reach
-        blend = ~is_core & opaque & ((chan >= low) & (chan <= high)).all(axis=0)
+    is_core = (least <= core)[index] & opaque
+    soft = opaque & ~is_core
+    if soft.any():
+        def largest(planes, r):
+            """The largest value within r pixels, in each plane (C, H, W)."""
+            rows = F.max_pool2d(torch.from_numpy(planes.astype(np.float32)), (2 * r + 1, 1), 1, (r, 0))
+            return F.max_pool2d(rows, (1, 2 * r + 1), 1, (0, r)).numpy()
+
+        radius, channels = max(3, min(H, W) // 32), rgb.transpose(2, 0, 1).astype(np.float32)
+        present = np.unique(ids[is_core]) if is_core.any() else np.zeros(1, np.uint8)
+        beside = largest(np.stack([is_core & (ids == k) for k in present]), radius) > 0   # which classes are near
+        high = largest(np.where(is_core, channels, -np.inf), radius) + reach              # and what they can blend to
+        low = -largest(np.where(is_core, -channels, -np.inf), radius) - reach
+        even = (largest(channels, 1) + largest(-channels, 1) <= 2).all(axis=0)
+        blend = soft & ((channels >= low) & (channels <= high)).all(axis=0)
+        unknown = soft & ~blend & (least > reach)[index]
+        if (unknown & even).any() or unknown.mean() > tolerated:
+            counts = Counter(index[unknown].tolist()).most_common(5)
+            listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
+                               f"{tuple(map(int, colors[nearest[i]]))}" for i, n in counts)
+            raise ValueError(f"{path}: {unknown.sum()} pixels ({unknown.mean():.1%}) have colours that are in no class "
+                             f"of the colorbook: {listed}. Paint with the colours that `python dataset.py legend` draws")
+        blend |= unknown & beside.any(axis=0)
         if blend.any():
             options = np.where(beside[:, blend].T, distance[index[blend]][:, present], np.inf)
             ids[blend] = present[options.argmin(axis=1)]
-        unknown = ~is_core & opaque & ~blend & (distance.min(axis=1) > reach)[index]
-    if unknown.mean() > tolerated:
-        counts = Counter(index[unknown].tolist()).most_common(5)
-        listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
-                           f"{tuple(map(int, colors[nearest[i]]))}" for i, n in counts)
-        raise ValueError(f"{path}: {unknown.sum()} pixels ({unknown.mean():.1%}) have colours that are in no class of "
-                         f"the colorbook: {listed}. Paint with the colours that `python dataset.py legend` draws")
     ids[(ids >= len(colorbook)) | ~opaque] = UNLABELLED
-    snapped = (distance.min(axis=1) > 0)[index] & opaque
-    return ids, float(snapped.mean())
+    return ids, float(((least > 0)[index] & opaque).mean())
 
 
 def save_mask(ids, path, colorbook):
