@@ -40,7 +40,7 @@ GLASS, TYRE, LAMP, WHITE = (60, 78, 98), (24, 24, 27), (255, 205, 120), (240, 24
 
 def pick(rng, colours, spread=14):
     """One of the colours, never twice the same."""
-    return np.clip(colours[rng.integers(len(colours))] + rng.normal(0, spread, 3), 0, 255)
+    return (colours[rng.integers(len(colours))] + rng.normal(0, spread, 3)).clip(0, 255)
 
 
 def noise(rng, size, cells):
@@ -87,7 +87,9 @@ class Painter:
             getattr(self.pens[2], shape)(xy, fill=tuple(int(c * glow) for c in colour))
 
     def poly(self, points, colour, label, glow=0):
-        self.draw("polygon", [self.point(*p) for p in points], points[0][2], colour, label, glow)
+        xy = [self.point(*p) for p in points]
+        if max(xy)[0] > 0 and min(xy)[0] < self.unit * self.aspect:  # not beside the picture
+            self.draw("polygon", xy, points[0][2], colour, label, glow)
 
     def rect(self, x0, x1, y0, y1, z, colour, label, glow=0):
         self.poly([(x0, y0, z), (x1, y0, z), (x1, y1, z), (x0, y1, z)], colour, label, glow)
@@ -144,11 +146,10 @@ def sky(p):
 
 def far_away(p, city):
     """What closes the view at the horizon: a skyline, or hills and the edge of a wood."""
-    for x in np.arange(-90, 90, 12):
+    for x in np.arange(-100, 100, 12) * max(1, p.aspect):
         if city and p.rng.random() < .7:
             height, colour = p.rng.uniform(6, 26), pick(p.rng, FACADES)
             p.rect(x, x + p.rng.uniform(9, 16), 0, height, 110, colour, BUILDING)
-            p.panes((x, 110), (x + 9, 110), 0, height, 3, 4, colour * .6, BUILDING, .3 * p.dark)
         else:
             p.oval(x, 0, p.rng.uniform(10, 26), p.rng.uniform(4, 11), 110, pick(p.rng, LEAVES) * .9, VEGETATION)
 
@@ -157,7 +158,7 @@ def street(p, half, pavement, city):
     """The ground from the fields to the road, with its markings."""
     slabs = pick(p.rng, [(176, 168, 160), (190, 180, 165), (150, 152, 158)], 6)
     grass = pick(p.rng, [(116, 150, 66), (140, 160, 80), (172, 158, 90)])
-    for edge, colour, label in ((200, grass, TERRAIN), (25 * city, slabs * .93, SIDEWALK),
+    for edge, colour, label in ((400, grass, TERRAIN), (25 * city, slabs * .93, SIDEWALK),
                                 (half + pavement, slabs, SIDEWALK), (half + .15, slabs * .7, SIDEWALK),
                                 (half, pick(p.rng, [(88, 88, 94), (108, 106, 108), (72, 74, 82)], 6), ROAD)):
         if label != SIDEWALK or pavement:
@@ -200,26 +201,23 @@ def tree(p, x, z):
     height, wide = (.8, .9) if kind == "bush" else p.rng.uniform((3.5, 1.1), (6.5, 1.8))
     p.oval(x, 0, wide * .9, .25, z, TYRE, None)
     p.rect(x - .18, x + .18, 0, height * .6, z, (92, 66, 48), VEGETATION)
-    for i in range(4 if kind == "fir" else 8):
+    for i in range(4 if kind == "fir" else 7):
         if kind == "fir":
             y, w = height * (.2 + .2 * i), wide * (1 - .2 * i)
             p.poly([(x - w, y, z), (x + w, y, z), (x, y + height * .4, z)], leaves * (.7 + .1 * i), VEGETATION)
         else:
-            dx, y = p.rng.uniform(-.6, .6) * wide, height * .75 + (i / 7 - .4) * wide * 1.1
-            shade = .68 + .07 * i + .2 * p.sun * dx / wide
+            dx, y = p.rng.uniform(-.6, .6) * wide, height * .75 + (i / 6 - .4) * wide * 1.1
+            shade = .68 + .08 * i + .2 * p.sun * dx / wide
             p.oval(x + dx, y, wide * .62, wide * .55, z, leaves * shade, VEGETATION)
 
 
 def barrier(p, x, z0, z1, label):
     """Along the street a WALL with joints and a coping, or a FENCE of posts and rails."""
-    fence = label == FENCE
-    colour = pick(p.rng, [(150, 100, 62), (228, 224, 214), (86, 104, 92)] if fence else
-                  [(165, 110, 90), (150, 148, 140), (196, 184, 160)])
-    height = p.rng.uniform(1.1, 1.6) if fence else p.rng.uniform(1.4, 2.6)
-    p.band((x, 0), (x, height), z0, z1, colour * (.55 if fence else 1), label)
-    for low, high, shade in ((.25, .4, 1), (.7, .85, 1)) if fence else ((.32, .36, .7), (.64, .68, .7), (.9, 1, 1.2)):
+    colour, height = pick(p.rng, FACADES), p.rng.uniform(1.2, 1.6 if label == FENCE else 2.6)
+    parts = ((0, 1, .5), (.25, .4, 1), (.7, .85, 1)) if label == FENCE else ((0, 1, .9), (.45, .5, .6), (.9, 1, 1.2))
+    for low, high, shade in parts:
         p.band((x, low * height), (x, high * height), z0, z1, colour * shade, label)
-    for z in np.arange(z0, min(z1, 25), .8) if fence else ():
+    for z in np.arange(z0, min(z1, 25), .8) if label == FENCE else ():
         p.poly([(x, 0, z), (x, 0, z + .25), (x, height * 1.08, z + .25), (x, height * 1.08, z)], colour, label)
 
 
@@ -236,16 +234,17 @@ def post(p, x, z, kind):
         on = p.rng.integers(3)
         for i, colour in enumerate([(40, 235, 110), (255, 190, 30), (255, 45, 35)]):
             p.oval(x, 2.64 + .66 * i, .27, .27, z, np.array(colour) * (1 if i == on else .25), LIGHT, i == on)
-    elif kind == "round sign":
-        inner, outer = p.rng.permutation([WHITE, p.rng.choice([(215, 25, 35), (25, 85, 190)])])
-        p.oval(x, y, .58, .58, z, outer, SIGN)
-        p.oval(x, y, .4, .4, z, inner, SIGN)
-    elif kind == "warning sign":
-        for r, colour in ((.75, (215, 25, 35)), (.45, (250, 240, 210))):
-            p.poly([(x - r, y - r * .7, z), (x + r, y - r * .7, z), (x, y + r, z)], colour, SIGN)
     else:
-        p.rect(x - .9, x + .9, y - .5, y + .5, z, WHITE, SIGN)
-        p.rect(x - .8, x + .8, y - .4, y + .4, z, pick(p.rng, [(20, 110, 70), (25, 75, 170), (235, 185, 30)]), SIGN)
+        red, blue, green = (215, 25, 35), (25, 80, 180), (20, 110, 70)
+        rim, face = {"round": [(red, WHITE), (WHITE, blue)], "warning": [(red, WHITE), (red, (250, 200, 40))],
+                     "board": [(WHITE, green), (WHITE, blue)]}[kind][p.rng.integers(2)]
+        for r, colour in ((.65, rim), (.42, face)):
+            if kind == "round":
+                p.oval(x, y, r, r, z, colour, SIGN)
+            elif kind == "warning":
+                p.poly([(x - 1.1 * r, y - .8 * r, z), (x + 1.1 * r, y - .8 * r, z), (x, y + 1.2 * r, z)], colour, SIGN)
+            else:
+                p.rect(x - r - .3, x + r + .3, y - r + .1, y + r - .1, z, colour, SIGN)
 
 
 def person(p, x, z):
@@ -256,8 +255,7 @@ def person(p, x, z):
         p.poly([(x + way * .2 * s, .85 * s, z), (x - way * .02, .85 * s, z), (x + way * (step - .1), 0, z),
                 (x + way * (step + .12), 0, z)], trousers * (1 + .15 * way), PERSON)
     p.oval(x, 1.15 * s, .33 * s, .45 * s, z, coat, PERSON)
-    p.oval(x, 1.68 * s, .18 * s, .21 * s, z, pick(rng, [(40, 30, 25), (120, 80, 40)]), PERSON)
-    p.oval(x, 1.64 * s, .15 * s, .17 * s, z, pick(rng, SKIN), PERSON)
+    p.oval(x, 1.66 * s, .18 * s, .2 * s, z, pick(rng, SKIN), PERSON)
 
 
 def cycle(p, x, z, label, ridden):
@@ -266,8 +264,8 @@ def cycle(p, x, z, label, ridden):
     colour, coat = pick(p.rng, PAINT), pick(p.rng, PAINT)
     frame = [[(xa - .07, ya - .07), (xa + .07, ya + .07), (xb + .07, yb + .07), (xb - .07, yb - .07)] for xa, ya, xb, yb
              in ((-.62, .46, 0, .95), (0, .5, .5, 1), (-.1, 1, .5, 1), (.62, .46, .45, 1.25))]
-    rider = [[(-.3, 1), (.25, .95), (.1, .3), (-.05, .3)], [(-.42, .95), (-.02, .9), (.38, 1.5), (.1, 1.78), (-.2, 1.6)],
-             [(.2, 1.6), (.3, 1.4), (.55, 1.15)]]  # leg, body, arm
+    rider = [[(-.3, 1), (.25, .95), (.1, .3), (-.05, .3)], [(.2, 1.6), (.3, 1.4), (.55, 1.15)],
+             [(-.42, .95), (-.02, .9), (.38, 1.5), (.1, 1.78), (-.2, 1.6)]]  # leg, arm, body
     p.oval(x, 0, abs(turn), .15, z, TYRE, None)
     for end in (-.62 * turn, .62 * turn):
         p.oval(x + end, .46, .46 * abs(turn), .46, z, TYRE, label)
@@ -275,9 +273,8 @@ def cycle(p, x, z, label, ridden):
     if motor:
         p.oval(x + turn * .05, .75, .55 * abs(turn), .3, z, colour, label)
         p.oval(x + turn * .66, 1, .14, .14, z, (255, 240, 200), label, 1)
-    for i, corners in enumerate(frame + rider * ridden):
-        paint = colour if i < 4 else coat * (.5, 1, .8)[i - 4]
-        p.poly([(x + turn * dx, y, z) for dx, y in corners], paint, label if i < 4 else RIDER)
+    for corners, paint, kind in [(c, colour, label) for c in frame] + [(c, coat, RIDER) for c in rider * ridden]:
+        p.poly([(x + turn * dx, y, z) for dx, y in corners], paint, kind)
     if ridden:
         p.oval(x + turn * .25, 1.9, .2, .22, z, pick(p.rng, PAINT if motor else SKIN), RIDER)
 
@@ -294,11 +291,10 @@ def vehicle(p, x, z, label, front):
         p.box(x, 1.84 * w, .86, rng.uniform(1.4, 1.8), back, back + 2.5, GLASS, CAR, top=colour, inset=.2)
         p.rect(x - .26, x + .26, .44, .6, z, WHITE, CAR)
     elif label == TRUCK:
-        load = pick(rng, [(228, 226, 220), (70, 110, 160), (190, 60, 50), (200, 175, 120)])
-        cab, cargo = (2.5, 0, 2.2, colour), (3.3, 2.3 if front else 0, 8 if front else 6, load)
-        for top, z0, z1, paint in (cargo, cab) if front else (cargo,):
-            side = p.box(x, 2 * w, .4, top, z + z0, z + z1, paint, TRUCK)
+        load = pick(rng, PAINT)
+        side = p.box(x, 2 * w, .4, 3.3, z + 2.3 * front, z + 6 + 2 * front, load, TRUCK)
         if front:
+            p.box(x, 2 * w, .4, 2.5, z, z + 2.2, colour, TRUCK)
             p.rect(x - 1.05, x + 1.05, 1.5, 2.3, z, GLASS, TRUCK)
         else:
             p.rect(x - .05, x + .05, .8, 3.2, z, load * .6, TRUCK)
@@ -339,20 +335,20 @@ def scene(seed, size=(64, 64)):
     behind, ahead = [], []  # (z, what to draw, its arguments): beyond the pavements, and on the street
     for way in (-1, 1):
         edge, z = half + pavement + .4, rng.uniform(2.5, 7)
-        while z < 80:  # the row of buildings and trees along this side
+        while z < 55:  # the row of buildings and trees along this side
             length = rng.uniform(7, 15)
             if rng.random() < {"city": .85, "suburb": .55, "country": .12}[place]:
                 width, setback = (25, rng.uniform(0, .8)) if city else (8, rng.uniform(2, 6))
                 behind.append((z, building, way * (edge + setback + width / 2), width, z, z + length - .5, not city))
             else:
-                for at in rng.uniform(z, z + length, rng.integers(1, 5)):
+                for at in rng.uniform(z, z + length, rng.integers(1, 4)):
                     behind.append((at, tree, way * (edge + rng.uniform(1.5, 9)), at))
             z += length
         if rng.random() < (.3 if city else .55):
             z = rng.uniform(4, 14)
             behind.append((0, barrier, way * edge, z, z + rng.uniform(10, 40), rng.choice([WALL, FENCE])))
         for z in rng.uniform((8, 13, 22), (11, 20, 40)):
-            kind = rng.choice(["lamp", "light", "round sign", "warning sign", "board"], p=[.4, .25, .15, .12, .08])
+            kind = rng.choice(["lamp", "light", "round", "warning", "board"], p=[.4, .25, .15, .12, .08])
             if rng.random() < (.35 if country else .6):
                 ahead.append((z, post, way * (half + .45), z, kind))
         if pavement:

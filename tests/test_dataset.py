@@ -1,0 +1,709 @@
+"""Colorbook, masks, sizes, pairs, batches, pictures. Every picture is drawn here and its right answer is known."""
+
+import csv
+import itertools
+import json
+import random
+import re
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFilter
+
+import dataset
+from dataset import (Colorbook, Pairs, augment_pair, batches, contact_sheet, fit, one_hot, parse_size, read_mask, save_mask,
+                     to_device, to_uint8)
+
+CITYSCAPES = {  # copied from cityscapesScripts, labels.py, in the order of trainId
+    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
+    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
+    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
+    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
+    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32)}
+NAMES = [*CITYSCAPES, *["unlabelled"] * 237]  # by id, as PALETTE
+PALETTE = np.zeros((256, 3), np.uint8)
+PALETTE[:19] = list(CITYSCAPES.values())
+BOOK = Colorbook({name: list(rgb) for name, rgb in CITYSCAPES.items()})
+ROAD, BUILDING, POLE, VEGETATION, SKY, PERSON, CAR, TRUCK, MOTORCYCLE, NONE = 0, 2, 5, 8, 10, 11, 13, 14, 17, 255
+
+
+def street(h=48, w=64):
+    """A scene of six classes and unlabelled, with straight edges."""
+    ids = np.full((h, w), SKY, np.uint8)
+    ids[h // 2 :], ids[h // 4 : h // 2, : w // 3], ids[h // 3 : h // 2, w // 2 :] = ROAD, BUILDING, VEGETATION
+    ids[h // 2 : 3 * h // 4, w // 2 : 3 * w // 4], ids[h // 2 :, : w // 8], ids[-h // 8 :] = CAR, PERSON, NONE
+    return ids
+
+
+def drawing(size, classes):
+    """Ids (size, size) of slanted and round shapes of five classes, which all touch one another; the same in any size."""
+    canvas = Image.new("L", (size, size), classes[0])
+    pen, s = ImageDraw.Draw(canvas), size / 512
+    pen.polygon([(x * s, y * s) for x, y in [(0, 300), (200, 260), (512, 330), (512, 512), (0, 512)]], fill=classes[1])
+    pen.ellipse([v * s for v in (60, 120, 260, 330)], fill=classes[2])
+    pen.polygon([(x * s, y * s) for x, y in [(230, 200), (420, 150), (440, 420), (210, 380)]], fill=classes[3])
+    pen.ellipse([v * s for v in (300, 270, 400, 480)], fill=classes[4])
+    return np.array(canvas)
+
+
+def save_palette(ids, path, palette=PALETTE, **options):
+    image = Image.fromarray(ids)
+    image.putpalette(np.ascontiguousarray(palette, np.uint8).tobytes())
+    image.save(path, **options)
+
+
+# ------------------------------------------------------------------------------------------------ colorbook
+
+
+def test_colorbook_is_cityscapes():
+    """A mask of BDD100K or Cityscapes would be read as other classes than everybody else's."""
+    stored = json.loads((Path(dataset.__file__).parent / "colorbook.json").read_text(encoding="utf-8"))
+    assert list(stored) == list(CITYSCAPES) and [tuple(rgb) for rgb in stored.values()] == list(CITYSCAPES.values())
+
+
+@pytest.mark.parametrize("text, said", [
+    ('{"road": [1, 2, 3], "road": [4, 5, 6]}', "road"),
+    ('{"road": [1, 2, 3], "sky": [1, 2, 3]}', "1, 2, 3"),
+    ('{"road": [1, 2]}', "road"),
+    ('{"road": [1, 2, 3, 4]}', "road"),
+    ('{"road": [1, 2, 256]}', "256"),
+    ('{"road": [1, 2, -1]}', "-1"),
+    ('{"road": [1, 2, 0.5]}', "0.5"),
+    ('{"road": [true, 2, 3]}', "road"),
+    ('{"road": "#010203"}', "#010203"),
+    ("{}", "1 to 255"),
+    ("[[1, 2, 3]]", ""),
+    ('{"road": [1, 2, 3]', ""),
+    ("", "")])
+def test_colorbook_errors(tmp_path, text, said):
+    """A slip in a user's own colorbook would surface much later, or as an error about nothing."""
+    (tmp_path / "mine.json").write_text(text, encoding="utf-8")
+    with pytest.raises(ValueError, match="mine.json") as error:
+        Colorbook.load(tmp_path / "mine.json")
+    assert said in str(error.value)
+
+
+def test_colorbook_missing(tmp_path):
+    """The path that was looked for would not be known."""
+    with pytest.raises(FileNotFoundError, match="nowhere.json"):
+        Colorbook.load(tmp_path / "nowhere.json")
+
+
+def test_colorbook_round_trip(tmp_path):
+    """Names in any language, or the order of the classes, would change on the way through the file."""
+    classes = {"úttest": [1, 2, 3], 'a "b"': [0, 0, 0], "道路": [255, 255, 255]}
+    Colorbook(classes).save(tmp_path / "book.json")
+    book = Colorbook.load(tmp_path / "book.json")
+    assert list(book.classes.items()) == list(classes.items()) == list(zip(book.names, book.colors.tolist()))
+
+
+def test_paint():
+    """Previews would show other colours than the colorbook's."""
+    ids = np.arange(256, dtype=np.uint8).reshape(2, 128)
+    assert np.array_equal(BOOK.paint(ids), PALETTE[ids])
+
+
+# ---------------------------------------------------------------------------------------------- exact masks
+
+
+def as_rgba(ids, path):
+    """Transparent where unlabelled, with a class's colour below, as an eraser leaves it."""
+    Image.fromarray(np.dstack([PALETTE[np.where(ids == NONE, CAR, ids)], np.where(ids == NONE, 0, 255)]).astype(np.uint8)
+                    ).save(path)
+
+
+def as_foreign_palette(ids, path, **options):
+    """Indices that are not the ids: index 1 is sky, index 18 - k is class k, index 200 is black."""
+    index = np.where(ids == NONE, 200, 18 - ids).astype(np.uint8)
+    save_palette(index, path, np.concatenate([PALETTE[18::-1], np.zeros((237, 3))]), **options)
+
+
+FORMS = {
+    "palette": ("palette", save_palette),
+    "grey palette": ("palette", lambda ids, path: Image.fromarray(ids).convert("P").save(path)),
+    "8-bit ids": ("ids", lambda ids, path: Image.fromarray(ids).save(path)),
+    "RGB": ("colours", lambda ids, path: Image.fromarray(PALETTE[ids]).save(path)),
+    "RGB, few colours": ("colours", lambda ids, path: Image.fromarray(PALETTE[ids]).quantize(16).save(path)),
+    "RGBA": ("colours", as_rgba),
+    "palette of another order": ("colours", as_foreign_palette),
+    "transparent palette": ("colours", lambda ids, path: as_foreign_palette(ids, path, transparency=200)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_forms_agree(tmp_path, form):
+    """The same scene, saved by another program, would be another mask."""
+    kind, write = FORMS[form]
+    write(street(), tmp_path / "mask.png")
+    ids, found, snapped = read_mask(tmp_path / "mask.png", BOOK)
+    assert ids.dtype == np.uint8 and np.array_equal(ids, street())
+    assert (found, snapped) == (kind, 0)
+
+
+def test_black_may_be_a_class(tmp_path):
+    """In a colorbook with a black class that class would be lost as unlabelled."""
+    Image.fromarray(np.array([[[0, 0, 0], [9, 200, 9]]], np.uint8)).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", Colorbook({"grass": [9, 200, 9], "void": [0, 0, 0]}))[0].tolist() == [[1, 0]]
+
+
+@pytest.mark.parametrize("K", [1, 19, 255])
+def test_save_mask_round_trip(tmp_path, K):
+    """A prepared mask would not hold the ids exactly, or show other colours in a viewer."""
+    colors = np.array([(i % 7 * 40, i % 11 * 25, i) for i in range(1, K + 1)], np.uint8)
+    book = Colorbook({str(i): rgb for i, rgb in enumerate(colors.tolist())})
+    ids = np.resize(np.array([*range(K), NONE], np.uint8), (16, 20))
+    save_mask(ids, tmp_path / "mask.png", book)
+    assert np.array_equal(read_mask(tmp_path / "mask.png", book)[0], ids)
+    with Image.open(tmp_path / "mask.png") as image:
+        assert image.mode == "P" and np.array_equal(np.array(image), ids)
+        assert np.array_equal(np.array(image.convert("RGB")), np.concatenate([colors, np.zeros((256 - K, 3), int)])[ids])
+
+
+# ----------------------------------------------------------------------------------------------- soft edges
+
+SCENES = {"street": (SKY, VEGETATION, BUILDING, CAR, ROAD), "bright": (9, 1, 6, 7, 4), "with unlabelled": (NONE, 8, 0, 2, 9),
+          "dark": (CAR, 15, BUILDING, VEGETATION, 12)}
+
+
+def check_soft(got, hard, snapped, agreement):
+    assert (got == hard).mean() >= agreement
+    assert set(np.unique(got)) <= set(np.unique(hard))
+    assert snapped > 0
+
+
+@pytest.mark.parametrize("scene, radius", [("street", 1), ("street", 3), ("bright", 3), ("with unlabelled", 3), ("dark", 3)])
+def test_brush_edges(tmp_path, scene, radius):
+    """A mask drawn with an ordinary, soft brush would be refused or get rims of classes that nobody painted."""
+    hard = drawing(512, SCENES[scene])
+    Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(radius)).save(tmp_path / "mask.png")
+    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
+    check_soft(ids, hard, snapped, .99)
+
+
+@pytest.mark.parametrize("scene, resample", [("street", Image.Resampling.BOX), ("bright", Image.Resampling.BICUBIC)])
+def test_antialiased_drawing(tmp_path, scene, resample):
+    """A mask that was drawn large and scaled down, or by a program with smooth lines, would be read wrong."""
+    large = drawing(2048, SCENES[scene])
+    Image.fromarray(PALETTE[large]).resize((512, 512), resample).save(tmp_path / "mask.png")
+    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
+    check_soft(ids, large[2::4, 2::4], snapped, .99)
+
+
+@pytest.mark.parametrize("a, b, between", [
+    (ROAD, SKY, "wall"), (SKY, PERSON, "wall"), (POLE, CAR, "wall"), (POLE, NONE, "building"), (PERSON, NONE, "bicycle"),
+    (CAR, NONE, "truck"), (TRUCK, MOTORCYCLE, "car"), (MOTORCYCLE, NONE, "car and truck")])
+def test_no_halo_of_a_third_class(tmp_path, a, b, between):
+    """Blends of a and b pass the colour of a third class, by the Cityscapes palette: it would rim every soft edge."""
+    hard = np.where(np.hypot(*np.indices((256, 256)) - 128) < 80, a, b).astype(np.uint8)
+    Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "mask.png")
+    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
+    check_soft(ids, hard, snapped, .99)
+
+
+@pytest.mark.parametrize("scene", ["street", "dark"])
+def test_jpeg_mask(tmp_path, scene):
+    """A mask that a chat program or a web page turned into a JPEG could not be used."""
+    hard = drawing(512, SCENES[scene])
+    Image.fromarray(PALETTE[hard]).save(tmp_path / "mask.jpg", quality=85)
+    ids, _, snapped = read_mask(tmp_path / "mask.jpg", BOOK)
+    assert (ids == hard).mean() >= .98 and snapped > 0
+
+
+# ------------------------------------------------------------------------------------------- unknown colours
+
+
+def flat(size, *columns):
+    """Ids (size, size): columns of these classes, equally wide."""
+    return np.tile(np.repeat(np.array(columns, np.uint8), -(-size // len(columns)))[:size], (size, 1))
+
+
+SPOTS = {  # the scene, and the rows and columns that are painted in a colour of no class
+    "inside a class": (flat(64, ROAD), np.s_[20:30, 20:30]),
+    "between two classes": (flat(64, ROAD, CAR), np.s_[27:37, 27:37]),
+    "between the nearest class and another": (flat(64, 1, SKY), np.s_[27:37, 27:37]),
+    "between a class and unlabelled": (flat(64, 12, NONE), np.s_[27:37, 27:37]),
+    "in a corner": (flat(64, ROAD, CAR), np.s_[:10, 54:]),
+    "wide stripes": (flat(16, ROAD, SKY, CAR, 1), np.s_[6:10, 6:10]),
+    "narrow stripes": (flat(16, *[12, 17] * 4), np.s_[5:9, 5:9]),
+    "stripes as wide as a pixel": (flat(16, *[1, NONE, CAR, 9] * 4), np.s_[5:9, 5:9]),
+    "a stripe": (flat(16, ROAD, SKY, CAR, 1), np.s_[:, 8:11]),
+    "a thin stroke": (flat(64, ROAD), np.s_[10:50, 30:32]),
+}
+
+
+@pytest.mark.parametrize("spot", SPOTS)
+def test_unknown_colour(tmp_path, spot):
+    """A colour of no class would silently become one, and the user would see a wrong picture and not know why."""
+    ids, place = SPOTS[spot]
+    rgb = PALETTE[ids]
+    rgb[place] = 255, 0, 255
+    Image.fromarray(rgb).save(tmp_path / "drawn.png")
+    with pytest.raises(ValueError) as error:
+        read_mask(tmp_path / "drawn.png", BOOK)
+    text = str(error.value)
+    assert "drawn.png" in text and "(255, 0, 255)" in text and "'sidewalk'" in text  # 43 away, the next one is 114 away
+    assert re.search(rf"\b{ids[place].size} pixels", text)
+
+
+@pytest.mark.parametrize("rgb, nearest", [((255, 255, 255), "fence"), ((0, 255, 0), "vegetation"), ((200, 0, 120), "person"),
+                                          ((30, 30, 30), "unlabelled")])
+def test_nearest_class_is_named(tmp_path, rgb, nearest):
+    """The message would send the user to the wrong class."""
+    names = [*CITYSCAPES, "unlabelled"]
+    assert nearest == min(names, key=lambda n: sum((a - b) ** 2 for a, b in zip(CITYSCAPES.get(n, (0, 0, 0)), rgb)))
+    picture = PALETTE[street()]
+    picture[2:14, 40:60] = rgb
+    Image.fromarray(picture).save(tmp_path / "drawn.png")
+    with pytest.raises(ValueError, match=re.escape(f"{rgb} 240 pixels") + f".*{nearest}"):
+        read_mask(tmp_path / "drawn.png", BOOK)
+
+
+def test_photograph_is_no_mask(tmp_path):
+    """Image and mask, given in the wrong order, would be trained on."""
+    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
+    Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg")
+    with pytest.raises(ValueError, match="photo.jpg"):
+        read_mask(tmp_path / "photo.jpg", BOOK)
+
+
+@pytest.mark.parametrize("write", [lambda ids, path: Image.fromarray(ids).save(path), save_palette],
+                         ids=["8-bit ids", "palette"])
+def test_unknown_ids(tmp_path, write):
+    """Ids of another colorbook would become the last class, or unlabelled, without a word."""
+    ids = street()
+    ids[:3, :4], ids[4, :5] = 19, 40
+    write(ids, tmp_path / "mask.png")
+    with pytest.raises(ValueError) as error:
+        read_mask(tmp_path / "mask.png", BOOK)
+    text = str(error.value)
+    assert "mask.png" in text and "19 (12 pixels)" in text and "40 (5 pixels)" in text and "'bicycle'" in text
+
+
+@pytest.mark.parametrize("mode, image", [
+    ("1", Image.new("1", (8, 8))), ("I;16", Image.fromarray(np.zeros((8, 8), np.uint16))),
+    ("CMYK", Image.new("CMYK", (8, 8))), ("LA", Image.new("LA", (8, 8)))], ids=lambda v: v if isinstance(v, str) else "")
+def test_wrong_mode(tmp_path, mode, image):
+    """A picture of another kind would be guessed at instead of refused with what to do."""
+    path = tmp_path / f"mask.{'tif' if mode == 'CMYK' else 'png'}"
+    image.save(path)
+    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{mode}.*8-bit PNG"):
+        read_mask(path, BOOK)
+
+
+# -------------------------------------------------------------------------------------------------- one-hot
+
+
+@pytest.mark.parametrize("K", [1, 7, 19, 255])
+def test_one_hot(K):
+    """The network would be given other classes than the mask has."""
+    ids = torch.from_numpy(np.random.default_rng(K).choice([*range(K), NONE], (3, 8, 10)).astype(np.uint8))
+    ids[0, 0, :3] = torch.tensor([0, K - 1, NONE])
+    slow = F.one_hot(torch.where(ids == NONE, K, ids.long()), K + 1)[..., :K].permute(0, 3, 1, 2)
+    fast = one_hot(ids, K)
+    assert fast.dtype == torch.float32 and torch.equal(fast, slow.float())
+    assert fast[0, :, 0, 2].sum() == 0  # unlabelled: zero in every plane
+
+
+# ---------------------------------------------------------------------------------------------------- sizes
+
+
+def coordinates(h, w):
+    """Four pictures of uint8 (h, w) that hold y and x of every pixel: y // 256, y % 256, x // 256, x % 256."""
+    y, x = np.indices((h, w))
+    return [part.astype(np.uint8) for part in (y // 256, y % 256, x // 256, x % 256)]
+
+
+def test_fit_of_the_thesis():
+    """1280x720 would not become the centre 720x720, 128x128 of it, as in the thesis (4.1)."""
+    a, b, c, d = (fit(part, (128, 128)).astype(int) for part in coordinates(720, 1280))
+    centres = (np.arange(128) + .5) * 720 / 128
+    y, x = np.meshgrid(np.floor(centres), np.floor(280 + centres), indexing="ij")
+    assert np.array_equal(256 * a + b, y) and np.array_equal(256 * c + d, x)
+    slope = np.zeros((720, 1280, 3), np.uint8)  # grows by 1 every 4 pixels from left to right, or 2 from top to bottom
+    slope[..., 0], slope[..., 1] = np.clip((np.arange(1280) - 200) // 4, 0, 255), np.arange(720)[:, None] // 4
+    small = fit(slope, (128, 128)).astype(float)
+    assert np.abs(small[..., 0] - ((280 + centres - .5 - 200) / 4 - .375)).max() <= 1
+    assert np.abs(small[..., 1] - ((centres - .5) / 4 - .375)[:, None])[2:-2].max() <= 1
+
+
+@pytest.mark.parametrize("shape, size, crop, rows, columns", [
+    ((4, 8), (4, 8), None, range(4), range(8)),
+    ((4, 8), (4, 4), None, range(4), range(2, 6)),
+    ((8, 4), (4, 4), None, range(2, 6), range(4)),
+    ((4, 8), (2, 2), (2, 2), [1, 2], [3, 4]),
+    ((9, 9), (3, 3), None, [1, 4, 7], [1, 4, 7]),
+    ((9, 15), (1, 3), None, [4], [2, 7, 12]),
+    ((2, 2), (4, 4), None, [0, 0, 1, 1], [0, 0, 1, 1]),
+    ((6, 6), (2, 2), (6, 2), [1, 4], [2, 3])])
+def test_fit_takes_these_pixels(shape, size, crop, rows, columns):
+    """A mask would be shifted against what the documentation says, and so against its image."""
+    _, y, _, x = (fit(part, size, crop) for part in coordinates(*shape))
+    assert np.array_equal(y, np.tile(np.array(rows)[:, None], len(columns)))
+    assert np.array_equal(x, np.tile(columns, (len(rows), 1)))
+
+
+@pytest.mark.parametrize("size", [(16, 16), (37, 24), (96, 200)])
+def test_fit_makes_no_new_ids(size):
+    """Ids would be averaged into classes that the mask does not have."""
+    ids = np.random.default_rng(0).choice(np.array([0, 7, 18, NONE], np.uint8), (60, 80))
+    assert set(np.unique(fit(ids, size))) <= {0, 7, 18, NONE} and fit(ids, size).shape == size
+
+
+@pytest.mark.parametrize("shape", [(60, 100), (100, 60)])
+@pytest.mark.parametrize("size", [(32, 32), (32, 64), (48, 32), (128, 120)])
+def test_fit_never_stretches(shape, size):
+    """A round thing would become an ellipse, and all the cars too wide."""
+    distance = np.hypot(*(np.indices(shape) - np.array(shape)[:, None, None] / 2 + .5))
+    for picture in ((distance < 12).astype(np.uint8), np.dstack([(distance < 12).astype(np.uint8) * 255] * 3)):
+        disc = fit(picture, size).reshape(*size, -1)[..., 0]
+        y, x = np.nonzero(disc > disc.max() / 2)
+        assert abs(np.ptp(y) - np.ptp(x)) <= 1 and np.ptp(y) > 4
+
+
+@pytest.mark.parametrize("crop", [(9, 4), (4, 17)])
+def test_crop_too_large(crop):
+    """A crop that does not fit would be filled up with something."""
+    with pytest.raises(ValueError, match=f"{crop[0]}x{crop[1]}.*8x16"):
+        fit(np.zeros((8, 16), np.uint8), (4, 4), crop)
+
+
+@pytest.mark.parametrize("text", ["128", "0x8", "8x8x8", "axb", "8x-8", ""])
+def test_parse_size(text):
+    """--size would take nonsense, or height and width in the wrong order."""
+    assert parse_size("64x96") == (64, 96)
+    with pytest.raises(Exception, match="HEIGHTxWIDTH"):
+        parse_size(text)
+
+
+# ---------------------------------------------------------------------------------------------------- pairs
+
+
+def write_pairs(root, masks, split="train", image=lambda ids: PALETTE[ids]):
+    """A prepared folder, written without the code under test: {stem: ids}; the image shows the class as its colour."""
+    for kind in ("images", "masks"):
+        (root / split / kind).mkdir(parents=True, exist_ok=True)
+    for stem, ids in masks.items():
+        Image.fromarray(image(ids)).save(root / split / "images" / f"{stem}.png")
+        save_palette(ids, root / split / "masks" / f"{stem}.png")
+    (root / "colorbook.json").write_text(json.dumps({name: list(rgb) for name, rgb in CITYSCAPES.items()}))
+    return root
+
+
+@pytest.fixture
+def five(tmp_path):
+    """Five pairs of 16x24, all different, none of them its own mirror picture."""
+    rng = np.random.default_rng(1)
+    return write_pairs(tmp_path / "five", {f"pair{i}": rng.integers(0, 19, (16, 24)).astype(np.uint8) for i in range(5)})
+
+
+def check_match(image, ids, margin=3, least=.3):
+    """Away from edges every pixel of image (3, H, W) has the colour of its class in ids (H, W)."""
+    planes = ids[None].float()
+    side = 2 * margin + 1
+    inner = (F.max_pool2d(planes, side, 1, margin) == -F.max_pool2d(-planes, side, 1, margin))[0].numpy()
+    off = np.abs(image.permute(1, 2, 0).numpy().astype(int) - PALETTE[ids.numpy()]).max(axis=-1)
+    assert inner.mean() >= least, "the case is too fine to tell"
+    assert off[inner].max() <= 3
+
+
+def test_item(five):
+    """An item would not be what the training loop takes, or not what the files hold."""
+    image, ids = Pairs(five, "train", (16, 24))[2]
+    stored = np.array(Image.open(five / "train" / "masks" / "pair2.png"))
+    assert (image.dtype, image.shape) == (torch.uint8, (3, 16, 24)) and (ids.dtype, ids.shape) == (torch.uint8, (16, 24))
+    assert np.array_equal(ids, stored) and np.array_equal(image.permute(1, 2, 0), PALETTE[stored])
+
+
+@pytest.mark.parametrize("size", [(64, 64), (32, 64), (96, 48)])
+def test_image_and_mask_fit_alike(tmp_path, size):
+    """Image and mask would be cropped or scaled to different places."""
+    check_match(*Pairs(write_pairs(tmp_path / "data", {"a": street(180, 320)}), "train", size)[0])
+
+
+def test_flip(five):
+    """Image and mask would be mirrored apart, or not at all."""
+    pairs = Pairs(five, "train", (16, 24), flip=1.0)
+    plain, flipped = pairs[3], pairs[3, np.random.default_rng(0)]
+    for before, after in zip(plain, flipped):
+        assert not torch.equal(before, after) and torch.equal(before, torch.from_numpy(before.numpy()[..., ::-1].copy()))\
+            is False and np.array_equal(before.numpy()[..., ::-1], after.numpy())
+
+
+@pytest.mark.parametrize("flip, low, high", [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
+def test_flip_probability(five, flip, low, high):
+    """The probability of a flip would not be the one that was set: 70..130 of 200 is 4 standard deviations."""
+    pairs = Pairs(five, "train", (16, 24), flip=flip)
+    assert low <= sum(not torch.equal(pairs[0][1], pairs[0, np.random.default_rng(s)][1]) for s in range(200)) <= high
+
+
+def test_memory_and_disk_agree(five):
+    """A data set that is too large for the memory would train on something else."""
+    held, read = Pairs(five, "train", (12, 12)), Pairs(five, "train", (12, 12), memory_gb=0)
+    assert held.held is not None and read.held is None and len(held) == len(read) == 5
+    assert all(torch.equal(a, b) for i in range(5) for a, b in zip(held[i], read[i]))
+
+
+def test_kind_of_mask_is_said(tmp_path, capsys):
+    """Nobody would notice that masks were taken for colours, or had to be snapped."""
+    root = write_pairs(tmp_path / "data", {"a": street(), "b": street(), "c": street()})
+    Image.fromarray(PALETTE[street()]).save(root / "train" / "masks" / "c.png")
+    Pairs(root, "train", (48, 64))
+    assert re.search("2 palette.*1 colours", capsys.readouterr().out)
+
+
+def test_orphans_are_listed(tmp_path, capsys):
+    """A misnamed file would shrink the data set without a word."""
+    root = write_pairs(tmp_path / "data", {stem: street() for stem in ("a", "b", "c", "d")})
+    (root / "train" / "images" / "b.png").unlink()
+    (root / "train" / "masks" / "c.png").unlink()
+    (root / "train" / "masks" / "d.png").unlink()
+    assert [stem for stem, _, _ in Pairs(root, "train", (8, 8)).files] == ["a"]
+    out = capsys.readouterr().out
+    assert re.search(r"2 image\(s\) without a mask.*c, d\n", out) and re.search(r"1 mask\(s\) without an image.*b\n", out)
+
+
+@pytest.mark.parametrize("missing", ["images", "masks"])
+def test_missing_folder(tmp_path, missing):
+    """The user would not be told which folder is missing, and what makes it."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    (root / "train" / missing / "a.png").unlink()
+    (root / "train" / missing).rmdir()
+    with pytest.raises(ValueError, match=f"{re.escape(str(root / 'train' / missing))}.*prepare"):
+        Pairs(root, "train", (8, 8))
+
+
+def test_empty_split(tmp_path):
+    """Training on nothing would start."""
+    with pytest.raises(ValueError, match=re.escape(str(tmp_path / "data" / "val"))):
+        Pairs(write_pairs(tmp_path / "data", {}, "val"), "val", (8, 8))
+
+
+@pytest.mark.parametrize("memory_gb", [0, 4])
+def test_pair_of_two_sizes(tmp_path, memory_gb):
+    """A mask that belongs to another picture would be scaled until it fits."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    save_palette(street(24, 64), root / "train" / "masks" / "a.png")
+    with pytest.raises(ValueError, match=r"images.a\.png.*48, 64.*masks.a\.png.*24, 64"):
+        Pairs(root, "train", (8, 8), memory_gb=memory_gb)[0]
+
+
+def test_same_stem_twice(tmp_path):
+    """One of two pictures of the same name would be paired by chance."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    Image.fromarray(PALETTE[street()]).save(root / "train" / "images" / "a.jpg")
+    with pytest.raises(ValueError, match=r"(a\.jpg.*a\.png|a\.png.*a\.jpg)"):
+        Pairs(root, "train", (8, 8))
+
+
+# --------------------------------------------------------------------------------------------- augmentation
+
+NOTHING = {"brightness": 0, "contrast": 0, "saturation": 0, "hue": 0, "vertical_flip": False, "rotate": 0, "crop": 1}
+ALL = {"brightness": .5, "contrast": .5, "saturation": .5, "hue": .5, "vertical_flip": True, "rotate": 30, "crop": .5}
+GEOMETRIC = {"vertical_flip": True, "rotate": 40, "crop": .5}
+
+
+def as_pair(ids):
+    return torch.from_numpy(PALETTE[ids]).permute(2, 0, 1), torch.from_numpy(ids)
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("what", GEOMETRIC)
+def test_geometric_augmentation(what, seed):
+    """Image and mask would be turned or cut to different places."""
+    image, ids = as_pair(street(96, 128))
+    image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
+    assert not torch.equal(ids, ids_2) and ids_2.shape == ids.shape and image_2.shape == image.shape
+    assert ids_2.dtype == image_2.dtype == torch.uint8 and set(ids_2.unique().tolist()) <= set(ids.unique().tolist())
+    check_match(image_2, ids_2)
+
+
+@pytest.mark.parametrize("what", ["rotate", "crop"])
+def test_augmentation_keeps_edges_in_place(what):
+    """The edges of the mask would be shifted by a part of a pixel against those of the image."""
+    image, ids = as_pair(np.tile(np.repeat(np.array([ROAD, 7] * 4, np.uint8), 8), (64, 1)))
+    agree = []
+    for seed in range(10):
+        image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
+        half = (int(PALETTE[7][1]) + int(PALETTE[ROAD][1])) / 2  # green: where the image is half road and half sign
+        agree.append(((image_2[1] > half) == (ids_2 == 7))[ids_2 != NONE].float().mean())
+    assert np.mean(agree) >= .99
+
+
+def test_vertical_flip():
+    """Upside down would be something else."""
+    image, ids = as_pair(street())
+    image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(0), 1.0, **NOTHING | {"vertical_flip": True})
+    assert np.array_equal(ids_2, ids.numpy()[::-1]) and np.array_equal(image_2, image.numpy()[:, ::-1])
+
+
+def test_corners_of_a_rotation_are_unlabelled():
+    """The corners that a rotation leaves empty would be taught as a class."""
+    image, ids = as_pair(np.full((64, 64), VEGETATION, np.uint8))
+    turned = [augment_pair(image, ids, np.random.default_rng(s), 1.0, **NOTHING | {"rotate": 40}) for s in range(5)]
+    for image_2, ids_2 in turned:
+        assert set(ids_2.unique().tolist()) == {VEGETATION, NONE} and ids_2[32, 32] == VEGETATION
+        assert ids_2[0, 0] == ids_2[-1, -1] == NONE and not image_2[:, 0, 0].any()
+
+
+@pytest.mark.parametrize("what", ["brightness", "contrast", "saturation", "hue"])
+def test_photometric_augmentation(what):
+    """A change of light would not change the image, or would change the mask."""
+    image, ids = as_pair(street())
+    for seed in range(3):
+        image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: ALL[what]})
+        assert torch.equal(ids, ids_2) and not torch.equal(image, image_2)
+        assert image_2.dtype == torch.uint8 and image_2.shape == image.shape
+
+
+def test_no_augmentation_with_p_0(five):
+    """p: 0 would not switch it off."""
+    image, ids = as_pair(street())
+    for seed in range(20):
+        assert all(map(torch.equal, augment_pair(image, ids, np.random.default_rng(seed), 0.0, **ALL), (image, ids)))
+    pairs = Pairs(five, "train", (16, 24), augment={"p": 0, **ALL})
+    assert all(map(torch.equal, pairs[0], pairs[0, np.random.default_rng(0)]))
+
+
+# -------------------------------------------------------------------------------------------------- batches
+
+
+def same_batches(a, b):
+    return all(torch.equal(x, y) for pair in zip(a, b, strict=True) for x, y in zip(*pair))
+
+
+def some(n, *args, **options):
+    return list(itertools.islice(batches(*args, **options), n))
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """Seven pairs; the mask of pair i is class i everywhere."""
+    masks = {f"{i}": np.full((8, 8), i, np.uint8) for i in range(7)}
+    return Pairs(write_pairs(tmp_path / "numbered", masks), "train", (8, 8))
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 7, 20])
+def test_every_pair_once_per_epoch(numbered, batch_size):
+    """Some pairs would be seen more often than others; a batch larger than the data set would not work."""
+    drawn = some(-(-70 // batch_size), numbered, batch_size, seed=3)
+    assert all(images.shape == (batch_size, 3, 8, 8) and ids.shape == (batch_size, 8, 8) for images, ids in drawn)
+    assert all(images.dtype == ids.dtype == torch.uint8 for images, ids in drawn)
+    assert all(np.array_equal(images.permute(0, 2, 3, 1), PALETTE[ids]) for images, ids in drawn)
+    order = torch.cat([ids[:, 0, 0] for _, ids in drawn])[:70].reshape(10, 7)
+    assert torch.equal(order.sort(dim=1).values, torch.arange(7, dtype=torch.uint8).expand(10, 7))
+    assert len({tuple(epoch) for epoch in order.tolist()}) >= 9  # 5040 orders: two equal ones of ten are already rare
+
+
+def test_seed_decides(five):
+    """Two runs with different seeds would see the same, or two with the same seed something different."""
+    pairs = Pairs(five, "train", (16, 24), flip=.5, augment={"p": .5, **ALL})
+    first = some(4, pairs, 3, seed=0)
+    assert same_batches(first, some(4, pairs, 3, seed=0)) and not same_batches(first, some(4, pairs, 3, seed=1))
+
+
+@pytest.mark.parametrize("step", [1, 2, 5, 7])
+def test_resumed_order(five, step):
+    """A resumed run would not go on with the pairs, flips and augmentation of the run that was stopped."""
+    pairs = Pairs(five, "train", (16, 24), flip=.5, augment={"p": .5, **ALL})
+    assert same_batches(some(step + 3, pairs, 3, seed=5)[step:], some(3, pairs, 3, seed=5, step=step))
+
+
+def test_epochs_flip_anew(five):
+    """A pair would be mirrored in every epoch or in none, which is no augmentation."""
+    pairs = Pairs(five, "train", (16, 24), flip=.5)
+    seen = {ids.numpy().tobytes() for _, batch in some(20, pairs, 5, seed=0) for ids in batch}
+    assert len(seen) == 10  # each of the five, and each of their mirror pictures
+
+
+def test_global_random_state_is_untouched(five):
+    """The noise of the training would depend on how the data are loaded."""
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
+    some(3, Pairs(five, "train", (16, 24), flip=.5, augment={"p": 1, **ALL}), 3, seed=0)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
+
+
+def test_workers_change_nothing(five):
+    """The number of workers would change what is trained on."""
+    held, read = (Pairs(five, "train", (16, 24), flip=.5, augment={"p": .5, **ALL}, memory_gb=gb) for gb in (4, 0))
+    before = torch.get_rng_state()
+    assert same_batches(some(4, held, 3, seed=2, step=1), some(4, read, 3, seed=2, step=1, workers=2))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_uint8_round_trip():
+    """Pictures would get darker, or change by rounding, on their way to the device and back."""
+    values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
+    x, planes = to_device(values, torch.full((1, 16, 16), 2, dtype=torch.uint8), 5, torch.device("cpu"))
+    assert (x.min(), x.max(), x.dtype) == (-1, 1, torch.float32) and planes.shape == (1, 5, 16, 16)
+    assert to_uint8(x).dtype == np.uint8 and np.array_equal(to_uint8(x), values.permute(0, 2, 3, 1))
+    assert to_uint8(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2).expand(1, 3, 1, 2))[0, 0, :, 0].tolist() == [0, 255]
+
+
+# ------------------------------------------------------------------------------------------------- pictures
+
+
+@pytest.mark.parametrize("h, w, enlarged", [(16, 16, 8), (16, 24, 8), (64, 96, 2), (128, 200, 1), (150, 130, 1), (100, 300, 2)])
+@pytest.mark.parametrize("titles", [(), ("mask", "one", "two")])
+def test_contact_sheet(h, w, enlarged, titles):
+    """Previews would be cut, smoothed, laid over one another, or too small to see."""
+    rows = [[np.full((h, w, 3), PALETTE[3 * r + c]) for c in range(3)] for r in range(2)]
+    sheet = np.array(contact_sheet(rows, titles, least=128))
+    assert sheet.shape[0] >= 2 * h * enlarged and sheet.shape[1] >= 3 * w * enlarged
+    assert sheet.shape[0] <= 2 * h * enlarged + 40 and sheet.shape[1] <= 3 * w * enlarged + 20
+    corners = []
+    for k in range(6):  # row by row, from left to right
+        y, x = np.nonzero((sheet == PALETTE[k]).all(axis=-1))
+        assert len(y) == h * w * enlarged**2 and (np.ptp(y) + 1, np.ptp(x) + 1) == (h * enlarged, w * enlarged)
+        corners.append((y.min(), x.min()))
+    assert corners == sorted(corners) and len({y for y, _ in corners}) == 2 and len({x for _, x in corners}) == 3
+
+
+def command(monkeypatch, *words):
+    monkeypatch.setattr(sys, "argv", ["dataset.py", *map(str, words)])
+    dataset.main()
+
+
+def test_legend_command(tmp_path, monkeypatch):
+    """The legend would not show every colour, and people paint with what it shows."""
+    book = Path(dataset.__file__).parent / "colorbook.json"
+    command(monkeypatch, "legend", "--colorbook", book, "--out", tmp_path / "legend.png")
+    with Image.open(tmp_path / "legend.png") as image:
+        colors = {rgb: n for n, rgb in image.convert("RGB").getcolors(2**24)}
+    assert all(colors.get(rgb, 0) >= 200 for rgb in CITYSCAPES.values())
+    tops = []
+    with Image.open(tmp_path / "legend.png") as image:
+        for rgb in CITYSCAPES.values():
+            tops.append(np.nonzero((np.array(image.convert("RGB"))[:, :60] == rgb).all(axis=-1))[0].min())
+    assert tops == sorted(tops)  # in the order of the ids
+
+
+def test_count_command(tmp_path, monkeypatch, capsys):
+    """The table of pixels per class would be wrong."""
+    a, b = np.full((4, 5), ROAD, np.uint8), np.full((6, 10), NONE, np.uint8)
+    a[0], b[:2] = CAR, ROAD  # a: 15 road, 5 car; b: 20 road, 40 unlabelled
+    root = write_pairs(tmp_path / "data", {"a": a, "b": b}, "val")
+    command(monkeypatch, "count", "--root", root, "--split", "val", "--out", tmp_path / "counts.png")
+    with open(tmp_path / "counts.csv", newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
+    assert [(int(row["id"]), row["class"]) for row in rows] == [*enumerate(CITYSCAPES), (NONE, "unlabelled")]
+    found = {row["class"]: (int(row["pixels"]), float(row["share"]), int(row["pictures"])) for row in rows}
+    known = {"road": (35, 35 / 80, 2), "car": (5, 5 / 80, 1), "unlabelled": (40, 40 / 80, 1)}
+    assert found == {name: known.get(name, (0, 0, 0)) for name in found}
+    with Image.open(tmp_path / "counts.png") as image:
+        colors = {rgb: n for n, rgb in image.convert("RGB").getcolors(2**24)}
+    assert all(colors.get(rgb, 0) >= 200 for rgb in CITYSCAPES.values())
+    assert colors[CITYSCAPES["road"]] > 2 * colors[CITYSCAPES["car"]]  # the longer bar
+    assert re.search(r"0 road +35 +43\.750%", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("words", [["legend", "--colorbook", "nowhere.json"], ["count", "--root", "nowhere"]])
+def test_command_errors(tmp_path, monkeypatch, words):
+    """A wrong path would end in a traceback, or in success."""
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match="error:.*nowhere"):
+        command(monkeypatch, *words)
