@@ -60,8 +60,11 @@ class Colorbook:
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such colorbook; expected a JSON file {{name: [r, g, b], ...}}")
         try:
-            return cls(json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats))
-        except (ValueError, AttributeError) as error:
+            classes = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
+            if not isinstance(classes, dict):
+                raise ValueError("expected {name: [r, g, b], ...}")
+            return cls(classes)
+        except ValueError as error:
             raise ValueError(f"{path}: {error}") from None
 
     def save(self, path):
@@ -78,6 +81,21 @@ class Colorbook:
 # ---------------------------------------------------------------------------------------------------- masks
 
 
+def open_image(path):
+    """A picture file, read to its end; ValueError names the file."""
+    try:
+        with Image.open(path) as image:
+            image.load()
+        return image
+    except OSError as error:
+        raise ValueError(f"{path}: not readable as a picture: {error}") from None
+
+
+def read_image(path):
+    """A picture file as (H, W, 3) uint8 RGB."""
+    return np.array(open_image(path).convert("RGB"))
+
+
 def read_mask(path, colorbook):
     """A mask file as class ids.
 
@@ -85,17 +103,16 @@ def read_mask(path, colorbook):
     share 0..1 of pixels whose colour was off and had to be snapped to a class. ValueError names the file, the unknown
     colours or ids, how many pixels have them, and the nearest class.
     """
-    with Image.open(path) as image:
-        image.load()
+    image = open_image(path)
     if image.mode == "P":  # ids if the palette says so, else a colour picture that happens to be stored with a palette
         values = np.array(image)
         used = np.unique(values)
-        palette = np.zeros((256, 3), np.uint8)
         stored = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette = np.zeros((256, 3), np.uint8)
         palette[: len(stored)] = stored
-        known = used[used < len(colorbook)]
-        grey = (palette[used] == used[:, None]).all()
-        if grey or set(used) <= {*known, UNLABELLED} and (palette[known] == colorbook.colors[known]).all():
+        known, other = used[used < len(colorbook)], used[(used >= len(colorbook)) & (used != UNLABELLED)]
+        grey = used.any() and (palette[used] == used[:, None]).all()
+        if grey or (palette[known] == colorbook.colors[known]).all() and not palette[other].any():
             return check_ids(values, colorbook, path), "palette", 0.0
     elif image.mode == "L":
         return check_ids(np.array(image), colorbook, path), "ids", 0.0
@@ -118,40 +135,45 @@ def check_ids(ids, colorbook, path):
     return ids
 
 
-def snap_colors(rgb, opaque, colorbook, path, core=6, reach=20, tolerated=0.02):
+def snap_colors(rgb, opaque, colorbook, path, near=6, reach=20, tolerated=0.02):
     """Colours (H, W, 3) uint8 to ids (H, W) and the share of snapped pixels; black and transparent are unlabelled.
 
-    A colour within `core` of a class (Euclidean, 0..255 a channel) is that class. The soft edge of a brush is a blend
-    of the classes beside it: it goes to the nearest of those, never to a third class whose colour the blend passes.
-    What is left goes to a class within `reach`. Anything else is unknown, and an error: one evenly painted spot of it,
-    or, uneven as a photograph is, more than the share `tolerated` of the picture.
+    A pixel is sure if it has the colour of a class, within `near` (Euclidean, 0..255 a channel), in an even spot, or
+    exactly, in a drawing without soft edges. A soft edge is a blend of the sure classes beside it: it goes to the nearest
+    of those, never to a third class whose colour it passes on the way. What is left goes to a class within `reach`.
+    Anything else is unknown: an error if it is painted (an even spot, or one colour in 20 pixels) or makes up more than
+    the share `tolerated`.
     """
     H, W = rgb.shape[:2]
     colors, names = colorbook.colors.astype(np.float32), colorbook.names
     if colors.any(axis=1).all():  # no class is black: black means unlabelled
         colors, names = np.concatenate([colors, np.zeros((1, 3), np.float32)]), [*names, "unlabelled"]
-    found, index = np.unique(rgb.reshape(-1, 3), axis=0, return_inverse=True)
-    index = index.reshape(H, W)
+    packed, index = np.unique(rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_inverse=True)
+    index, found = index.reshape(H, W), np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
     distance = np.stack([np.linalg.norm(found - c, axis=1) for c in colors], axis=1)  # (colours found, classes)
     nearest, least = distance.argmin(axis=1), distance.min(axis=1)
-    ids = nearest[index].astype(np.uint8)
-    is_core = (least <= core)[index] & opaque
-    soft = opaque & ~is_core
-    if soft.any():
+    ids, least = nearest[index].astype(np.uint8), least[index]
+    snapped = opaque & (least > 0)
+    if snapped.any():
         def largest(planes, r):
             """The largest value within r pixels, in each plane (C, H, W)."""
             rows = F.max_pool2d(torch.from_numpy(planes.astype(np.float32)), (2 * r + 1, 1), 1, (r, 0))
             return F.max_pool2d(rows, (1, 2 * r + 1), 1, (0, r)).numpy()
 
-        radius, channels = max(3, min(H, W) // 32), rgb.transpose(2, 0, 1).astype(np.float32)
-        present = np.unique(ids[is_core]) if is_core.any() else np.zeros(1, np.uint8)
-        beside = largest(np.stack([is_core & (ids == k) for k in present]), radius) > 0   # which classes are near
-        high = largest(np.where(is_core, channels, -np.inf), radius) + reach              # and what they can blend to
-        low = -largest(np.where(is_core, -channels, -np.inf), radius) - reach
-        even = (largest(channels, 1) + largest(-channels, 1) <= 2).all(axis=0)
-        blend = soft & ((channels >= low) & (channels <= high)).all(axis=0)
-        unknown = soft & ~blend & (least > reach)[index]
-        if (unknown & even).any() or unknown.mean() > tolerated:
+        radius, channels = max(12, min(H, W) // 32), rgb.transpose(2, 0, 1).astype(np.float32)
+        even = (largest(channels, 1) + largest(-channels, 1) <= 8).all(axis=0)
+        exact = least == 0
+        hard = ~largest(~exact[None], 1)[0].astype(bool)  # nothing soft around: a thin stroke of a hard pen
+        sure = opaque & (exact & (even | hard) | (least <= near) & even)
+        present = np.unique(ids[sure]) if sure.any() else np.zeros(1, np.uint8)
+        beside = largest(np.stack([sure & (ids == k) for k in present]), radius) > 0   # which classes are near
+        high = largest(np.where(sure, channels, -np.inf), radius) + reach              # and what they can blend to
+        low = -largest(np.where(sure, -channels, -np.inf), radius) - reach
+        blend = opaque & ~sure & ((channels >= low) & (channels <= high)).all(axis=0)
+        unknown = opaque & ~sure & ~blend & (least > reach)
+        counts = Counter(index[unknown].tolist()).most_common(1)
+        if (unknown & even).any() or unknown.mean() > tolerated or counts and counts[0][1] >= 20:
+            unknown = opaque & ~sure & np.isin(index, index[unknown])  # with those that a blend might have explained
             counts = Counter(index[unknown].tolist()).most_common(5)
             listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
                                f"{tuple(map(int, colors[nearest[i]]))}" for i, n in counts)
@@ -162,7 +184,7 @@ def snap_colors(rgb, opaque, colorbook, path, core=6, reach=20, tolerated=0.02):
             options = np.where(beside[:, blend].T, distance[index[blend]][:, present], np.inf)
             ids[blend] = present[options.argmin(axis=1)]
     ids[(ids >= len(colorbook)) | ~opaque] = UNLABELLED
-    return ids, float(((least > 0)[index] & opaque).mean())
+    return ids, float(snapped.mean())
 
 
 def save_mask(ids, path, colorbook):
@@ -208,10 +230,12 @@ def fit(image, size, crop=None):
     return np.array(Image.fromarray(image).resize(size[::-1], resample, box=box))
 
 
-def read_image(path):
-    """A picture file as (H, W, 3) uint8 RGB."""
-    with Image.open(path) as image:
-        return np.array(image.convert("RGB"))
+def fit_pair(image, ids, size, crop, where):
+    """fit() of an image and its mask, which must have one size; `where` names the files in the ValueError."""
+    if image.shape[:2] != ids.shape:
+        raise ValueError(f"{where}: the image is {image.shape[:2]} and the mask {ids.shape} (height, width); a pair must "
+                         "have one size")
+    return fit(image, size, crop), fit(ids, size, crop)
 
 
 def list_files(folder, ending=""):
@@ -313,13 +337,11 @@ class Pairs(Dataset):
         return len(self.files)
 
     def read(self, i):
-        stem, image_file, mask_file = self.files[i]
+        _, image_file, mask_file = self.files[i]
         image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
-        if image.shape[:2] != ids.shape:
-            raise ValueError(f"{image_file} is {image.shape[:2]} and {mask_file} is {ids.shape} (height, width): a pair "
-                             "must have one size")
         self.found[kind + (" with soft edges" if snapped else "")] += 1
-        return torch.from_numpy(fit(image, self.size)).permute(2, 0, 1), torch.from_numpy(fit(ids, self.size))
+        image, ids = fit_pair(image, ids, self.size, None, f"{image_file} and {mask_file}")
+        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids)
 
     def __getitem__(self, item):
         i, rng = item if isinstance(item, tuple) else (item, None)
@@ -345,10 +367,10 @@ def augment_pair(image, ids, rng, p, brightness, contrast, saturation, hue, vert
         image = TF.adjust_hue(image, rng.uniform(-hue, hue))
     if vertical_flip and rng.random() < p:
         image, ids = image.flip(-2), ids.flip(-2)
-    nearest, bilinear = TF.InterpolationMode.NEAREST, TF.InterpolationMode.BILINEAR
+    nearest, bilinear = TF.InterpolationMode.NEAREST_EXACT, TF.InterpolationMode.BILINEAR
     if rotate and rng.random() < p:
         angle = rng.uniform(-rotate, rotate)
-        image, ids = TF.rotate(image, angle, bilinear), TF.rotate(ids[None], angle, nearest, fill=UNLABELLED)[0]
+        image, ids = TF.rotate(image, angle, bilinear), TF.rotate(ids[None], angle, TF.InterpolationMode.NEAREST, fill=UNLABELLED)[0]
     if crop < 1 and rng.random() < p:
         H, W = ids.shape
         h, w = (round(side * rng.uniform(crop, 1)) for side in (H, W))

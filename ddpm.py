@@ -29,6 +29,8 @@ def make_betas(schedule="thesis", T=1000, beta_start=1e-4, beta_end=0.02):
     "linear"   DDPM, section 4
     "nichol"   the cosine alpha_bar of Nichol and Dhariwal, equation 17; beta_start and beta_end play no part
     """
+    if not 0 < beta_start <= beta_end < 1:
+        raise ValueError(f"expected 0 < beta_start <= beta_end < 1, got {beta_start} and {beta_end}")
     s = torch.linspace(0, 1, T, dtype=torch.float64)
     if schedule == "thesis":
         return (beta_start + (beta_end - beta_start) * (1 + torch.cos(math.pi * s)) / 2).flip(0)
@@ -104,7 +106,8 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True):
                step. Every other value takes two,
     one_batch  both in one batch of 2B, or, False, as two calls that need half the memory
     """
-    features = model.mask_features(mask) if mask is not None and guidance != 0 else None
+    with torch.no_grad():
+        features = model.mask_features(mask) if mask is not None and guidance != 0 else None
 
     def eps_fn(x, t):
         t = torch.full((x.shape[0],), t, device=x.device)
@@ -176,6 +179,8 @@ def ddim(eps_fn, x, alpha_bar, steps=50, eta=0.0, noise=None, clip=True, observe
 
     noise() draws z like x and is needed where eta > 0.
     """
+    if not 0 <= eta <= 1 or eta > 0 and noise is None:
+        raise ValueError(f"eta must lie in 0..1, and above 0 needs noise; got eta {eta}, noise {noise}")
     ts = trailing_steps(len(alpha_bar), steps)
     alpha_bar = alpha_bar.tolist()
     for t, t_prev in zip(ts, ts[1:] + [None]):

@@ -142,8 +142,13 @@ class UNet(nn.Module):
         returns   (B, 3, H, W)
         Raises ValueError where the shapes do not fit.
         """
-        if x.shape[2] % 8 or x.shape[3] % 8:
-            raise ValueError(f"height and width must be multiples of 8 (three halvings), got {tuple(x.shape[2:])}")
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError(f"x must be (B, 3, H, W), H and W multiples of 8 (three halvings), got {tuple(x.shape)}")
+        if any(v is not None and v.shape != x.shape[:1] for v in (t, keep)):
+            raise ValueError(f"t and keep must be ({x.shape[0]},), one value per picture, got {t.shape} and "
+                             f"{keep if keep is None else keep.shape}")
+        if mask is not None and features is not None:
+            raise ValueError("give mask or features, not both")
         emb = time_embedding(t, self.emb_dim)  # (B, E)
         x1 = self.image_stem(x)                # (B, h, H, W)
         if mask is not None:

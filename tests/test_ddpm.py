@@ -317,6 +317,26 @@ def test_ddpm_is_algorithm_2():
     torch.testing.assert_close(ddpm(bent, x_T, abar, gaussian(shape, 7), clip=False), x)
 
 
+@pytest.mark.parametrize("steps", [2, 5, 12])
+def test_dpm_solver_is_the_papers_algorithm_2(steps):
+    """DPM-Solver++(2M) as Lu et al. print it, on steps uneven enough to tell r = h_{i-1} / h_i from its inverse."""
+    ts = trailing_steps(12, steps)
+    alpha, sigma = SHORT[ts].sqrt(), (1 - SHORT[ts]).sqrt()
+    lam = (alpha / sigma).log()
+    h = lam.diff()  # h[i] leads from step i to step i + 1
+    x, predictions = randn(2, 3, 2, 2), []
+    _, seen = trace(dpm_solver, bent, x, SHORT, steps, clip=False)
+    for i, (t, state, _, _) in enumerate(seen):
+        torch.testing.assert_close(state, x)
+        predictions.append((x - sigma[i] * bent(x, t)) / alpha[i])
+        if i < steps - 1:
+            D = predictions[i]
+            if i > 0:
+                r = h[i - 1] / h[i]
+                D = (1 + 1 / (2 * r)) * predictions[i] - 1 / (2 * r) * predictions[i - 1]
+            x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * ((-h[i]).exp() - 1) * D
+
+
 @pytest.mark.parametrize("sampler, options, draws", [
     (ddpm, {}, 11), (ddim, {"steps": 12, "eta": 1.0}, 11), (ddim, {"steps": 4, "eta": 0.5}, 3), (ddim, {"steps": 4}, 0),
 ])

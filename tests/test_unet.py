@@ -307,13 +307,14 @@ def test_unconditional_network():
 @pytest.mark.parametrize("height, width", [(20, 16), (16, 12), (9, 9)])
 def test_sizes_that_cannot_be_halved_three_times(height, width):
     """A size that does not fit is named, before a torch.cat deep inside complains."""
-    with pytest.raises(ValueError, match=rf"multiples of 8.*\({height}, {width}\)"):
+    with pytest.raises(ValueError, match=rf"multiples of 8.*{height}, {width}\)"):
         tiny()(torch.zeros(1, 3, height, width), T[:1])
 
 
 @pytest.mark.parametrize("shape, found", [
     ((3, 4, 16, 24), r"\(B, 5, H, W\).*\(3, 4, 16, 24\)"),  # another number of classes
     ((3, 16, 24), r"\(B, 5, H, W\).*\(3, 16, 24\)"),        # class ids, not one-hot
+    ((3, 5, 24), r"\(B, 5, H, W\).*\(3, 5, 24\)"),          # three dimensions of which one is K by chance
     ((3, 5, 16, 16), r"\(3, 4, 16, 16\).*\(3, 4, 16, 24\)"),  # another size: the features are named, h = 4
     ((1, 5, 16, 24), r"\(1, 4, 16, 24\).*\(3, 4, 16, 24\)"),  # one mask for three pictures
 ])

@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dataset import (UNLABELLED, Colorbook, fit, list_files, match_pairs, prepare_command, read_image, read_mask,
+from dataset import (UNLABELLED, Colorbook, fit_pair, list_files, match_pairs, prepare_command, read_image, read_mask,
                      write_dataset)
 
 
@@ -41,20 +41,23 @@ def outline(vertices, types):
     return points
 
 
-def draw_polygons(labels, shape, colorbook):
+def draw_polygons(labels, shape, colorbook, where):
     """The labels of one Scalabel frame as ids (H, W) uint8; categories outside the 19 classes are unlabelled."""
     canvas = Image.new("L", (shape[1], shape[0]), UNLABELLED)
-    for label in labels or ():
-        if label["category"] in colorbook.names:
-            for poly in label.get("poly2d") or ():
-                if len(poly["vertices"]) > 2:
-                    ImageDraw.Draw(canvas).polygon(outline(poly["vertices"], poly["types"]),
-                                                   fill=colorbook.names.index(label["category"]))
+    try:
+        for label in labels or ():
+            if label["category"] in colorbook.names:
+                for poly in label.get("poly2d") or ():
+                    if len(poly["vertices"]) > 2:
+                        ImageDraw.Draw(canvas).polygon(outline(poly["vertices"], poly["types"]),
+                                                       fill=colorbook.names.index(label["category"]))
+    except (ValueError, KeyError, TypeError, IndexError) as error:
+        raise ValueError(f"{where}: not a label of category, and poly2d of vertices and types: {error!r}") from None
     return np.array(canvas)
 
 
 def find_labels(source, split, kind, colorbook):
-    """{stem: read}, where read(shape) gives ids; kind is polygons, masks or colormaps. None where there are none."""
+    """{stem: (file, read)}, where read(shape) gives ids; kind is polygons, masks or colormaps. None if there are none."""
     if kind == "polygons":
         path = source / "labels" / "sem_seg" / "polygons" / f"sem_seg_{split}.json"
         if not path.is_file():
@@ -62,8 +65,8 @@ def find_labels(source, split, kind, colorbook):
         try:
             frames = json.loads(path.read_text(encoding="utf-8"))
             frames = frames["frames"] if isinstance(frames, dict) else frames
-            return {Path(frame["name"]).stem: lambda shape, labels=frame.get("labels"): draw_polygons(labels, shape, colorbook)
-                    for frame in frames}
+            return {Path(frame["name"]).stem: (path, lambda shape, frame=frame: draw_polygons(
+                frame.get("labels"), shape, colorbook, f"{path}, {frame['name']}")) for frame in frames}
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: expected a Scalabel list of frames with name and labels: {error!r}") from None
     new = source / "labels" / "sem_seg" / kind / split
@@ -71,7 +74,8 @@ def find_labels(source, split, kind, colorbook):
     folder, ending = (new, "") if new.is_dir() else (old, "_train_id" if kind == "masks" else "_train_color")
     if not folder.is_dir():
         return None
-    return {stem: lambda shape, path=path: read_mask(path, colorbook)[0] for stem, path in list_files(folder, ending).items()}
+    return {stem: (path, lambda shape, path=path: read_mask(path, colorbook)[0])
+            for stem, path in list_files(folder, ending).items()}
 
 
 def prepare(source, out, size, crop, labels):
@@ -87,10 +91,10 @@ def prepare(source, out, size, crop, labels):
             raise ValueError(f"{source}: no {' or '.join(kinds)} of {split}; expected them below labels/sem_seg or seg")
         print(f"{images}: labels from {kind}")
         splits[name] = []
-        for stem, image, read in match_pairs(list_files(images), found, images):
-            def make(image=image, read=read):
+        for stem, image, (label, read) in match_pairs(list_files(images), found, images):
+            def make(image=image, label=label, read=read):
                 picture = read_image(image)
-                return fit(picture, size, crop), fit(read(picture.shape[:2]), size, crop)
+                return fit_pair(picture, read(picture.shape[:2]), size, crop, f"{image} and {label}")
             splits[name].append((stem, make))
     write_dataset(out, colorbook, splits)
 

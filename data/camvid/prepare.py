@@ -7,10 +7,9 @@ unlabelled, which becomes 255. A split whose folder is missing is left out; trai
 """
 
 import numpy as np
-from PIL import Image
 
-from dataset import (UNLABELLED, Colorbook, check_ids, fit, list_files, match_pairs, prepare_command, read_image,
-                     write_dataset)
+from dataset import (UNLABELLED, Colorbook, check_ids, fit_pair, list_files, match_pairs, open_image, prepare_command,
+                     read_image, write_dataset)
 
 CLASSES = {  # in the order of the ids, in the palette of the data set's authors
     "sky": [128, 128, 128],
@@ -39,10 +38,9 @@ def prepare(source, out, size, crop):
         splits[split] = []
         for stem, image, label in match_pairs(list_files(images), list_files(labels), images):
             def make(image=image, label=label):
-                with Image.open(label) as file:
-                    ids = np.array(file)
+                ids = np.array(open_image(label))
                 ids = check_ids(np.where(ids == len(CLASSES), np.uint8(UNLABELLED), ids), colorbook, label)
-                return fit(read_image(image), size, crop), fit(ids, size, crop)
+                return fit_pair(read_image(image), ids, size, crop, label)
             splits[split].append((stem, make))
     write_dataset(out, colorbook, splits)
 

@@ -10,9 +10,9 @@ The labels of the official test split are withheld, so there is no test here: va
 from pathlib import Path
 
 import numpy as np
-from PIL import Image
 
-from dataset import UNLABELLED, Colorbook, fit, list_files, match_pairs, prepare_command, read_image, write_dataset
+from dataset import (UNLABELLED, Colorbook, fit_pair, list_files, match_pairs, open_image, prepare_command, read_image,
+                     write_dataset)
 
 TRAIN_IDS = np.full(256, UNLABELLED, np.uint8)  # label id to train id
 TRAIN_IDS[[7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]] = np.arange(19)
@@ -20,8 +20,7 @@ TRAIN_IDS[[7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32,
 
 def read_label_ids(path):
     """A ..._labelIds.png as train ids (H, W) uint8."""
-    with Image.open(path) as file:
-        ids = np.array(file)
+    ids = np.array(open_image(path))
     if ids.ndim != 2 or ids.dtype != np.uint8 or ids.max() > 33:
         raise ValueError(f"{path}: expected an 8-bit picture of label ids 0..33, found {ids.dtype} {ids.shape}, "
                          f"largest value {ids.max()}")
@@ -39,7 +38,7 @@ def prepare(source, out, size, crop):
             city_labels = list_files(labels / city, "_gtFine_labelIds") if (labels / city).is_dir() else {}
             for stem, image, label in match_pairs(list_files(images / city, "_leftImg8bit"), city_labels, images / city):
                 def make(image=image, label=label):
-                    return fit(read_image(image), size, crop), fit(read_label_ids(label), size, crop)
+                    return fit_pair(read_image(image), read_label_ids(label), size, crop, label)
                 items.append((stem, make))
     write_dataset(out, colorbook, splits)
 

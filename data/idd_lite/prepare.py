@@ -8,7 +8,7 @@ are held out: every tenth drive of train becomes val; the official val becomes t
 every tenth drive, counted from the sixth, does.
 """
 
-from dataset import Colorbook, fit, list_files, match_pairs, prepare_command, read_image, read_mask, write_dataset
+from dataset import Colorbook, fit_pair, list_files, match_pairs, prepare_command, read_image, read_mask, write_dataset
 
 CLASSES = {
     "drivable": [128, 64, 128],
@@ -25,13 +25,13 @@ def prepare(source, out, size, crop):
     colorbook = Colorbook(CLASSES)
     drives = {}  # (official split, drive): its pairs
     for split in ("train", "val"):
-        folder = source / "leftImg8bit" / split
-        if split == "train" and not folder.is_dir():
-            raise ValueError(f"{folder}: no such folder; --source is the folder that holds leftImg8bit and gtFine")
+        folder, labelled = source / "leftImg8bit" / split, source / "gtFine" / split
+        if split == "train" and not (folder.is_dir() and labelled.is_dir()):
+            raise ValueError(f"{folder} and {labelled} are needed; --source is the folder of leftImg8bit and gtFine")
         for drive in sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ():
-            labels = source / "gtFine" / split / drive
-            drives[split, drive] = match_pairs(list_files(folder / drive, "_image"),
-                                               list_files(labels, "_label") if labels.is_dir() else {}, folder / drive)
+            labels = list_files(labelled / drive, "_label") if (labelled / drive).is_dir() else {}
+            labels = {stem: path for stem, path in labels.items() if not stem.endswith("_inst")}  # instances, not classes
+            drives[split, drive] = match_pairs(list_files(folder / drive, "_image"), labels, folder / drive)
     splits = {"train": [], "val": [], "test": []}
     own_test = any(split == "val" for split, _ in drives)
     n = 0
@@ -40,7 +40,7 @@ def prepare(source, out, size, crop):
         n += split == "train"
         for stem, image, label in pairs:
             def make(image=image, label=label):
-                return fit(read_image(image), size, crop), fit(read_mask(label, colorbook)[0], size, crop)
+                return fit_pair(read_image(image), read_mask(label, colorbook)[0], size, crop, label)
             splits[to].append((f"{split}_{drive}_{stem}", make))
     write_dataset(out, colorbook, splits)
 
