@@ -69,8 +69,8 @@ def test_same_seed_same_picture_whatever_the_batch(make, mask):
     """A picture that somebody liked could not be made again."""
     alone = make("--mask", mask, "--n", 1, "--seed", 9, out="alone")
     among = make("--mask", mask, "--n", 5, "--seed", 7, "--batch-size", 3, out="among")
-    assert np.abs(pixels(alone / "scene_w1.5_seed9.png") - pixels(among / "scene_w1.5_seed9.png")).max() <= 1
-    assert np.abs(pixels(among / "scene_w1.5_seed8.png") - pixels(among / "scene_w1.5_seed9.png")).max() > 20
+    assert np.abs(pixels(alone / "scene_w3_seed9.png") - pixels(among / "scene_w3_seed9.png")).max() <= 1
+    assert np.abs(pixels(among / "scene_w3_seed8.png") - pixels(among / "scene_w3_seed9.png")).max() > 20
 
 
 @pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
@@ -110,7 +110,7 @@ def test_folder_of_masks(make, mask):
     for i in range(3):
         save_mask(flat_scene(i, 32)[1], folder / f"m{i}.png", Colorbook(CLASSES))
     out = make("--mask", folder, "--n", 2)
-    assert {p.name for p in out.iterdir()} == {f"m{i}_w1.5_seed{1 + 2 * i + j}.png" for i in range(3) for j in range(2)} | {"sheet.png"}
+    assert {p.name for p in out.iterdir()} == {f"m{i}_w3_seed{1 + 2 * i + j}.png" for i in range(3) for j in range(2)} | {"sheet.png"}
 
 
 def test_mask_of_another_size_is_fitted_and_said(make, tmp_path, capsys):
@@ -125,7 +125,7 @@ def test_mask_path_in_the_config(make, mask, tiny, checkpoint):
     cfg = tiny(sample__mask=mask, sample__n=1) | {"out": str(checkpoint.parent)}
     (mask.parent / "my.yaml").write_text(yaml.safe_dump(cfg))
     out = make("--config", mask.parent / "my.yaml", model=None)
-    assert (out / "scene_w1.5_seed1.png").exists()
+    assert (out / "scene_w3_seed1.png").exists()
 
 
 def test_unconditional(make):
@@ -139,9 +139,9 @@ def test_ema_weights_are_the_default(make, mask, checkpoint, tmp_path):
     state = load_checkpoint(checkpoint)
     state["model"] = {k: torch.zeros_like(v) for k, v in state["model"].items()}  # raw weights: no prediction at all
     torch.save(state, tmp_path / "zero.pt")
-    averaged, raw = (pixels(make("--mask", mask, "--n", 1, *flag, model=tmp_path / "zero.pt") / "scene_w1.5_seed1.png")
+    averaged, raw = (pixels(make("--mask", mask, "--n", 1, *flag, model=tmp_path / "zero.pt") / "scene_w3_seed1.png")
                      for flag in ((), ("--raw",)))
-    expected = pixels(make("--mask", mask, "--n", 1) / "scene_w1.5_seed1.png")
+    expected = pixels(make("--mask", mask, "--n", 1) / "scene_w3_seed1.png")
     assert (averaged == expected).all() and (raw != expected).mean() > 0.5
 
 
