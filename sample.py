@@ -52,7 +52,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, device, autocast):
     """Make every (stem, guidance, seed) of jobs in batches; yields the job and its picture (H, W, 3) uint8."""
     size, K = s["size"], model.num_classes
     passes = {"ddpm": diffusion.T}.get(s["sampler"], s["steps"])
-    bar = tqdm(total=len(jobs) * passes, unit="picture", unit_scale=1 / passes)
+    bar = tqdm(total=len(jobs) * passes, unit="step", desc=f"{len(jobs)} pictures of {passes} steps")
     for w in dict.fromkeys(w for _, w, _ in jobs):
         same = [job for job in jobs if job[1] == w]
         for start in range(0, len(same), s["batch_size"]):
