@@ -13,6 +13,7 @@ import csv
 import json
 import os
 import shutil
+import signal
 from collections import Counter
 from pathlib import Path
 
@@ -331,7 +332,7 @@ class Pairs(Dataset):
         if len(self.files) * 4 * size[0] * size[1] <= memory_gb * 2**30:
             pairs = [self.read(i) for i in tqdm(range(len(self.files)), desc=f"reading {split}", unit="pair", leave=False)]
             self.held = [torch.stack(part) for part in zip(*pairs)]
-            print(f"{folder}: {len(self)} pairs in memory, masks are " + ", ".join(f"{n} {k}" for k, n in self.found.items()))
+            print(f"{folder}: {len(self)} pairs in memory: " + ", ".join(f"{n} {k}" for k, n in self.found.items()))
 
     def __len__(self):
         return len(self.files)
@@ -340,6 +341,8 @@ class Pairs(Dataset):
         _, image_file, mask_file = self.files[i]
         image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
         self.found[kind + (" with soft edges" if snapped else "")] += 1
+        if ids.shape[0] < self.size[0] or ids.shape[1] < self.size[1]:
+            self.found["enlarged (prepare the data with a larger --size)"] += 1
         image, ids = fit_pair(image, ids, self.size, None, f"{image_file} and {mask_file}")
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids)
 
@@ -380,6 +383,11 @@ def augment_pair(image, ids, rng, p, brightness, contrast, saturation, hue, vert
     return image, ids
 
 
+def ignore_interrupt(_):
+    """Ctrl-C is for the training process, which saves; its loading processes go when it does."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
 def batches(pairs, batch_size, seed, step=0, workers=0, pin_memory=False):
     """Batches without end from step `step` on: images (B, 3, H, W) and ids (B, H, W), both uint8.
 
@@ -401,7 +409,7 @@ def batches(pairs, batch_size, seed, step=0, workers=0, pin_memory=False):
 
     own = torch.Generator()  # else the loader would draw from, and so change, the global random state
     return iter(DataLoader(pairs, batch_sampler=order(), num_workers=0 if pairs.held else workers, pin_memory=pin_memory,
-                           generator=own))
+                           generator=own, worker_init_fn=ignore_interrupt))
 
 
 def to_device(images, ids, num_classes, device):

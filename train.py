@@ -246,7 +246,8 @@ def train(cfg, resume=False, dry_run=False):
         for key, (old, new) in changed.items():
             print(f"resuming with {key} {new} instead of {old}")
         for name, part in (("model", model), ("ema", ema), ("optimizer", optimizer), ("scaler", scaler)):
-            part.load_state_dict(state[name])
+            if state[name]:  # a scaler that was off has no state
+                part.load_state_dict(state[name])
         for group in optimizer.param_groups:
             group["lr"] = c["lr"]
         torch.set_rng_state(state["rng"]["cpu"])
