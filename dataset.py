@@ -66,7 +66,7 @@ class Colorbook:
                 raise ValueError("expected {name: [r, g, b], ...}")
             return cls(classes)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from None
+            raise ValueError(f"{path}: not a colorbook: {error}") from None
 
     def save(self, path):
         lines = [f"  {json.dumps(name)}: {json.dumps(rgb)}" for name, rgb in self.classes.items()]
@@ -242,6 +242,8 @@ def fit_pair(image, ids, size, crop, where):
 def list_files(folder, ending=""):
     """{stem: path} of the pictures in a folder; `ending` is what a name must end with before the suffix, and loses."""
     files = {}
+    if not Path(folder).is_dir():
+        raise ValueError(f"{folder}: no such folder")
     for path in sorted(Path(folder).iterdir()):
         if path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
             stem = path.stem.removesuffix(ending)

@@ -80,10 +80,8 @@ def run(args):
     for key in ("mask", "n", "sampler", "steps", "eta", "seed", "batch_size", "out"):
         if getattr(args, key) is not None:
             s[key] = checked(f"sample.{key}", getattr(args, key), f"--{key.replace('_', '-')}")
-    try:
-        guidances = [float(w) for w in args.guidance.split(",")] if args.guidance else [s["guidance"]]
-    except ValueError:
-        raise ValueError(f"--guidance {args.guidance}: expected a number, or several with commas: 1,2,3,5") from None
+    guidances = [checked("sample.guidance", w, f"--guidance {args.guidance} (several as 1,2,3,5)")
+                 for w in (args.guidance.split(",") if args.guidance else [s["guidance"]])]
     s["size"] = tuple(trained["data"]["size"])
     if args.unconditional is not None and args.unconditional < 1:
         raise ValueError(f"--unconditional {args.unconditional}: expected how many pictures to make, 1 or more")

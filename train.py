@@ -80,7 +80,7 @@ def checked(key, value, where):
     else:
         fine = type(value) is want
     if not fine:
-        expected = {int: "a whole number above 0", float: "a number, 0 or more", str: "a text", bool: "true or false"}
+        expected = {int: "a whole number " + ("from 0 on" if key.endswith(("seed", "workers")) else "above 0"), float: "a number, 0 or more", str: "a text", bool: "true or false"}
         raise ValueError(f"{where}: {key} is {value!r}; expected {expected.get(want, want)}")
     return value
 
@@ -162,7 +162,7 @@ def load_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise ValueError(f"{path}: not readable as a checkpoint: {error}") from error
+        raise ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from error
     if missing:
         raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
     return state
