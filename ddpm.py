@@ -3,8 +3,8 @@
     diffusion = Diffusion(T=1000, schedule="thesis")
     loss = diffusion.loss(model, x0, mask)                          # Algorithm 1
     eps_fn = guided_eps(model, diffusion, mask, guidance=3.0)       # the network as a noise prediction
-    x = noise_like_seeds([1, 2, 3], (3, 64, 64), device)            # x_T, one seed per picture
-    x0 = dpm_solver(eps_fn, x(), diffusion.alpha_bar, steps=20)     # or ddpm(...), ddim(...)
+    noise = noise_like_seeds([1, 2, 3], (3, 64, 64), device)        # one seed per picture
+    x0 = dpm_solver(eps_fn, noise(), diffusion.alpha_bar, steps=20) # or ddpm(...), ddim(...)
 
 Images are float in [-1, 1], shape (B, 3, H, W); masks are one-hot (B, K, H, W); t is 0..T-1 everywhere, and
 x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) eps. A sampler knows nothing of networks: it is given any

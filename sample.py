@@ -7,7 +7,7 @@
     python sample.py --unconditional 16                             no mask
 
 Settings that are not given come from the `sample` part of --config, where one is named, else from the checkpoint. Every
-picture is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its settings as text; sheet.png shows them all.
+picture is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its settings as text; sheet.png shows them side by side.
 """
 
 import argparse
@@ -113,7 +113,7 @@ def run(args):
         name = f"{stem}_seed{seed}.png" if not masks else f"{stem}_w{w:g}_seed{seed}.png"
         about = PngInfo()
         about.add_text("settings", json.dumps({
-            "mask": f"{stem}" if masks else None, "mask_source": s["mask"] if masks else None, "seed": seed, "guidance": w,
+            "mask": stem if masks else None, "mask_source": s["mask"] if masks else None, "seed": seed, "guidance": w,
             "sampler": s["sampler"], "steps": diffusion.T if s["sampler"] == "ddpm" else s["steps"], "eta": s["eta"],
             "weights": "raw" if args.raw else "ema", "checkpoint": str(checkpoint), "trained_steps": state["step"]}))
         Image.fromarray(picture).save(out / name, pnginfo=about)
@@ -131,7 +131,7 @@ def run(args):
         titles = ["mask"]
     contact_sheet(rows[:50], titles).save(out / "sheet.png")  # more would be no picture to look at
     print(f"{len(jobs)} pictures in {time.monotonic() - started:.1f} s on {device.type}, {s['sampler']}, "
-          f"guidance {', '.join(f'{w:g}' for w in guidances)}, seeds {jobs[0][2]} to {jobs[-1][2]}: {out}, all on {out / 'sheet.png'}")
+          f"guidance {', '.join(f'{w:g}' for w in guidances)}, seeds {jobs[0][2]} to {jobs[-1][2]}: {out}, side by side in {out / 'sheet.png'}")
 
 
 def main():
