@@ -217,8 +217,9 @@ def train(cfg, resume=False, dry_run=False):
     d, c = cfg["data"], cfg["train"]
     path = out / "checkpoint.pt"
     state = load_checkpoint(path) if resume else None
-    if path.exists() and not resume and not dry_run:
-        raise FileExistsError(f"{path}: this run exists. Go on with --resume, or choose another folder with --set out=...")
+    if (path.exists() or (out / "log.csv").exists()) and not resume and not dry_run:
+        raise FileExistsError(f"{out}: this run exists. " + ("Go on with --resume" if path.exists() else "It has no checkpoint "
+                              "yet: delete it") + ", or choose another folder with --set out=...")
 
     # data
     root = Path(d["root"])
@@ -240,7 +241,7 @@ def train(cfg, resume=False, dry_run=False):
     if resume:
         changed = {k: (v, flatten(cfg)[k]) for k, v in flatten(state["config"]).items() if v != flatten(cfg)[k]}
         fixed = [k for k in changed if k.startswith(("model.", "diffusion."))]
-        if fixed or state["colorbook"] != colorbook.classes:
+        if fixed or list(state["colorbook"].items()) != list(colorbook.classes.items()):  # the order is the ids
             raise ValueError(f"{path}: a checkpoint cannot go on with another {', '.join(fixed) or 'colorbook'}: "
                              f"{'; '.join(f'{k} was {changed[k][0]}, is {changed[k][1]}' for k in fixed)}")
         for key, (old, new) in changed.items():

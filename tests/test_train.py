@@ -145,6 +145,9 @@ def test_existing_run_is_not_overwritten(tiny):
     with pytest.raises(FileExistsError, match="--resume"):
         train(cfg)
     assert (Path(cfg["out"]) / "checkpoint.pt").read_bytes() == before
+    (Path(cfg["out"]) / "checkpoint.pt").unlink()
+    with pytest.raises(FileExistsError, match="no checkpoint yet"):
+        train(cfg)
 
 
 def test_dry_run_writes_nothing(tiny, capsys):
@@ -218,6 +221,12 @@ def test_resume_refuses_another_network(tiny):
         train(tiny(model__hidden_dim=16), resume=True)
     with pytest.raises(FileNotFoundError, match="no such checkpoint"):
         train(tiny("other"), resume=True)
+    path = Path(tiny()["out"]) / "checkpoint.pt"
+    state = load_checkpoint(path)
+    state["colorbook"] = dict(reversed(state["colorbook"].items()))  # the same classes, but not the same ids
+    save_checkpoint(path, state)
+    with pytest.raises(ValueError, match="another colorbook"):
+        train(tiny(), resume=True)
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
