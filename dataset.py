@@ -10,11 +10,15 @@ palette is the colorbook, 255 is unlabelled. Pictures in colorbook colours and 8
 
 import argparse
 import csv
+import hashlib
 import json
+import math
 import os
 import shutil
-import signal
+import warnings
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache
 from pathlib import Path
 
 import numpy as np
@@ -22,7 +26,6 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image, ImageDraw, ImageFont
-from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 UNLABELLED = 255
@@ -311,16 +314,15 @@ def prepare_command(prepare, doc, name, size, **more):
 # ---------------------------------------------------------------------------------------------------- pairs
 
 
-class Pairs(Dataset):
-    """The pairs of one split, uint8: item i is image (3, H, W) and ids (H, W).
+class Pairs:
+    """The pairs of one split as planes (N, 4, H, W) uint8: red, green, blue, class id.
 
-    size is (height, width); other sizes are fitted. flip is the probability of a horizontal flip and augment the
-    settings of augment_pair(); both need an item (i, rng). They are held in memory, resized, where they take no more
-    than memory_gb. Reading errors, missing folders and empty splits are ValueErrors that name the place.
+    size is (height, width); pictures of another size are fitted. More than memory_gb of planes are mapped from a file that is
+    made once, <root>/<split>/.planes_<H>x<W>_<key>.npy; the key changes with the pictures. Missing folders, empty splits and
+    reading errors are ValueErrors that name the place.
     """
 
-    def __init__(self, root, split, size, flip=0.0, augment=None, memory_gb=4.0):
-        self.size, self.flip, self.augment = tuple(size), flip, augment
+    def __init__(self, root, split, size, memory_gb=4.0):
         folder = Path(root) / split
         for needed in (folder / "images", folder / "masks"):
             if not needed.is_dir():
@@ -330,41 +332,49 @@ class Pairs(Dataset):
         self.files = match_pairs(list_files(folder / "images"), list_files(folder / "masks"), folder)
         if not self.files:
             raise ValueError(f"{folder}: no image has a mask of the same name")
-        self.found, self.held = Counter(), None
-        if len(self.files) * 4 * size[0] * size[1] <= memory_gb * 2**30:
-            pairs = [self.read(i) for i in tqdm(range(len(self.files)), desc=f"reading {split}", unit="pair", leave=False)]
-            self.held = [torch.stack(part) for part in zip(*pairs)]
-            print(f"{folder}: {len(self)} pairs in memory: " + ", ".join(f"{n} {k}" for k, n in self.found.items()))
+        shape = (len(self.files), 4, *size)
+        if math.prod(shape) <= memory_gb * 2**30:
+            self.planes = torch.empty(shape, dtype=torch.uint8)
+            self.read(folder, self.planes.numpy())
+            return
+        state = [(file.name, file.stat().st_size, file.stat().st_mtime_ns) for _, *pair in self.files for file in pair]
+        key = hashlib.sha256(repr((state, self.colorbook.classes)).encode()).hexdigest()[:12]
+        mapped = folder / f".planes_{size[0]}x{size[1]}_{key}.npy"
+        if not mapped.exists():
+            partial = mapped.with_suffix(".partial")
+            planes = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+            self.read(folder, planes)
+            planes.flush()
+            os.replace(partial, mapped)
+        print(f"{folder}: {len(self)} pairs, {math.prod(shape) / 2**30:.1f} GiB mapped from {mapped.name}")
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)  # torch warns that the file is not writable; nobody writes to it
+            self.planes = torch.from_numpy(np.load(mapped, mmap_mode="r"))
 
     def __len__(self):
         return len(self.files)
 
-    def read(self, i):
-        _, image_file, mask_file = self.files[i]
-        image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
-        self.found[kind + (" with soft edges" if snapped else "")] += 1
-        if ids.shape[0] < self.size[0] or ids.shape[1] < self.size[1]:
-            self.found["enlarged (prepare the data with a larger --size)"] += 1
-        image, ids = fit_pair(image, ids, self.size, None, f"{image_file} and {mask_file}")
-        return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids)
-
-    def __getitem__(self, item):
-        i, rng = item if isinstance(item, tuple) else (item, None)
-        image, ids = (self.held[0][i], self.held[1][i]) if self.held else self.read(i)
-        if rng is not None and rng.random() < self.flip:
-            image, ids = image.flip(-1), ids.flip(-1)
-        if rng is not None and self.augment and self.augment["p"] > 0:
-            image, ids = augment_pair(image, ids, rng, **self.augment)
-        return image, ids
+    def read(self, folder, planes):
+        """Read every pair into planes (N, 4, H, W), and say what kinds of masks there were."""
+        found = Counter()
+        for (_, image_file, mask_file), out in zip(tqdm(self.files, f"reading {folder.name}", unit="pair", leave=False), planes):
+            image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
+            found[kind + (" with soft edges" if snapped else "")] += 1
+            if ids.shape[0] < out.shape[1] or ids.shape[1] < out.shape[2]:
+                found["enlarged (prepare the data with a larger --size)"] += 1
+            image, ids = fit_pair(image, ids, out.shape[1:], None, f"{image_file} and {mask_file}")
+            out[:3], out[3] = image.transpose(2, 0, 1), ids
+        print(f"{folder}: {len(self)} pairs: " + ", ".join(f"{n} {kind}" for kind, n in found.items()))
 
 
-def augment_pair(image, ids, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
-    """Classical augmentation (Bozsó 2023, 2.1) of image (3, H, W) and ids (H, W), uint8; each with probability p.
+def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
+    """Classical augmentation (Bozsó 2023, 2.1) of the planes (4, H, W) of a pair; each with probability p.
 
     Photometric, on the image: a factor from 1 - v to 1 + v for brightness, contrast and saturation, a shift from -hue to
     hue (a turn is 1). Geometric, on both alike: a vertical flip (vertical_flip: true or false), a rotation by up to
     `rotate` degrees, whose corners are black and unlabelled, and a window of crop to 1 times the size, scaled back.
     """
+    image, ids = planes[:3], planes[3:]
     for adjust, v in ((TF.adjust_brightness, brightness), (TF.adjust_contrast, contrast), (TF.adjust_saturation, saturation)):
         if v and rng.random() < p:
             image = adjust(image, rng.uniform(1 - v, 1 + v))
@@ -372,52 +382,54 @@ def augment_pair(image, ids, rng, p, brightness, contrast, saturation, hue, vert
         image = TF.adjust_hue(image, rng.uniform(-hue, hue))
     if vertical_flip and rng.random() < p:
         image, ids = image.flip(-2), ids.flip(-2)
-    nearest, bilinear = TF.InterpolationMode.NEAREST_EXACT, TF.InterpolationMode.BILINEAR
+    mode = TF.InterpolationMode
     if rotate and rng.random() < p:
         angle = rng.uniform(-rotate, rotate)
-        image, ids = TF.rotate(image, angle, bilinear), TF.rotate(ids[None], angle, TF.InterpolationMode.NEAREST, fill=UNLABELLED)[0]
+        image, ids = TF.rotate(image, angle, mode.BILINEAR), TF.rotate(ids, angle, mode.NEAREST, fill=UNLABELLED)
     if crop < 1 and rng.random() < p:
-        H, W = ids.shape
+        H, W = planes.shape[1:]
         h, w = (round(side * rng.uniform(crop, 1)) for side in (H, W))
         box = (int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1)), h, w)
-        image = TF.resized_crop(image, *box, [H, W], bilinear, antialias=True)
-        ids = TF.resized_crop(ids[None], *box, [H, W], nearest)[0]
-    return image, ids
+        image = TF.resized_crop(image, *box, [H, W], mode.BILINEAR, antialias=True)
+        ids = TF.resized_crop(ids, *box, [H, W], mode.NEAREST_EXACT)
+    return torch.cat([image, ids])
 
 
-def ignore_interrupt(_):
-    """Ctrl-C is for the training process, which saves; its loading processes go when it does."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+def batches(pairs, batch_size, seed, step=0, flip=0.0, augment=None, device="cpu", rank=0, ranks=1):
+    """Batches without end from step `step` on: planes (batch_size / ranks, 4, H, W) uint8, on the device.
 
-
-def batches(pairs, batch_size, seed, step=0, workers=0, pin_memory=False):
-    """Batches without end from step `step` on: images (B, 3, H, W) and ids (B, H, W), both uint8.
-
-    Every pair comes once per epoch, in an order that is new each epoch; epochs run on without a short batch. Order
-    and augmentation depend on (seed, step) alone, so a resumed run goes on as if it had never stopped.
+    Every pair comes once per epoch, in an order that is new each epoch; epochs run on without a short batch. flip is the
+    probability of a horizontal flip, augment the settings of augment_pair() or None. All of it depends on (seed, step) alone,
+    so a resumed run goes on as if it had never stopped, and process `rank` of `ranks` gets its part of the same batch. The
+    next batch is gathered while this one is used.
     """
 
-    def order():
-        epoch, position = None, step * batch_size
+    @lru_cache(maxsize=2)
+    def order(epoch):
+        return np.random.default_rng([seed, epoch]).permutation(len(pairs))
+
+    def gather(step):
+        mine = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
+        flips = torch.from_numpy(np.random.default_rng([seed, step, 0]).random(batch_size) < flip)[mine]
+        positions = range(step * batch_size, (step + 1) * batch_size)[mine]
+        planes = pairs.planes[[int(order(p // len(pairs))[p % len(pairs)]) for p in positions]]
+        if augment and augment["p"] > 0:
+            planes = torch.stack([augment_pair(pair, np.random.default_rng([seed, p, 1]), **augment)
+                                  for p, pair in zip(positions, planes)])
+        return (planes.pin_memory(), flips.pin_memory()) if torch.device(device).type == "cuda" else (planes, flips)
+
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(gather, step)
         while True:
-            batch = []
-            for p in range(position, position + batch_size):
-                if p // len(pairs) != epoch:
-                    epoch = p // len(pairs)
-                    shuffled = np.random.default_rng([seed, epoch]).permutation(len(pairs))
-                batch.append((int(shuffled[p % len(pairs)]), np.random.default_rng([seed, p, 1])))
-            position += batch_size
-            yield batch
-
-    own = torch.Generator()  # else the loader would draw from, and so change, the global random state
-    return iter(DataLoader(pairs, batch_sampler=order(), num_workers=0 if pairs.held else workers, pin_memory=pin_memory,
-                           generator=own, worker_init_fn=ignore_interrupt))
+            planes, flips = (x.to(device, non_blocking=True) for x in ahead.result())
+            step += 1
+            ahead = thread.submit(gather, step)
+            yield torch.where(flips[:, None, None, None], planes.flip(-1), planes) if flip else planes
 
 
-def to_device(images, ids, num_classes, device):
-    """A batch of uint8 on the device: images as float in [-1, 1], ids as one-hot."""
-    images, ids = images.to(device, non_blocking=True), ids.to(device, non_blocking=True)
-    return images.float() / 127.5 - 1, one_hot(ids, num_classes)
+def unpack(planes, num_classes):
+    """Planes (B, 4, H, W) uint8 to images (B, 3, H, W) float in [-1, 1] and one-hot masks (B, K, H, W), on their device."""
+    return planes[:, :3].float() / 127.5 - 1, one_hot(planes[:, 3], num_classes)
 
 
 def to_uint8(x):

@@ -87,16 +87,17 @@ class Diffusion(nn.Module):
         error = (model(self.q_sample(x0, t, eps), t, mask, keep=keep).float() - target).square().mean(dim=(1, 2, 3))
         return error, error if self.prediction == "eps" else a.flatten() ** 2 * error
 
-    def loss(self, model, x0, mask=None, label_drop=0.1):
+    def loss(self, model, x0, mask=None, label_drop=0.1, rank=0, ranks=1):
         """Algorithm 1 of DDPM for images x0 (B, 3, H, W) in [-1, 1]; a scalar.
 
         Each picture loses its mask with probability label_drop, so that one network learns both the conditional
-        and the unconditional prediction (Ho and Salimans, Algorithm 1).
+        and the unconditional prediction (Ho and Salimans, Algorithm 1). Where several processes share a batch, each draws
+        for all of it and takes its own part, so together they compute what a single one would.
         """
-        B = x0.shape[0]
-        t = torch.randint(self.T, (B,), device=x0.device)
-        eps = torch.randn_like(x0)
-        keep = torch.rand(B, device=x0.device) >= label_drop
+        B, device = x0.shape[0], x0.device
+        t = torch.randint(self.T, (ranks, B), device=device)[rank]
+        eps = torch.randn(ranks, *x0.shape, device=device)[rank]
+        keep = torch.rand(ranks, B, device=device)[rank] >= label_drop
         return self.errors(model, x0, mask, t, eps, keep)[0].mean()
 
 

@@ -18,14 +18,19 @@ import os
 import signal
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
-import numpy as np
 import torch
+import torch.distributed as dist
 import yaml
+from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
+from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from dataset import Colorbook, Pairs, batches, contact_sheet, to_device, to_uint8
+from dataset import Colorbook, Pairs, batches, contact_sheet, to_uint8, unpack
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from unet import UNet
 
@@ -35,14 +40,15 @@ SIZE, SHARE = "two multiples of 8: [height, width]", "a number from 0 to 1"
 INTERVAL = "two rising numbers, 0 or more: [lowest, highest], or [] for no limits"
 SETTINGS = {  # every key of config.yaml: its type, or the values that it may have
     "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": int, "out": str,
-    "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "workers": int, "augment": {
+    "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "augment": {
         "p": SHARE, "brightness": SHARE, "contrast": SHARE, "saturation": SHARE, "hue": SHARE, "vertical_flip": bool,
         "rotate": float, "crop": SHARE}},
     "model": {"conditional": bool, "hidden_dim": int, "emb_dim": int, "attention": bool},
     "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": SHARE, "beta_end": SHARE,
                   "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": int, "lr": float, "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
-              "precision": ("fp32", "fp16", "bf16"), "log_every": int, "val_every": int, "val_pairs": int,
+    "train": {"steps": int, "batch_size": int, "accumulate": int, "lr": float, "warmup": int, "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
+              "precision": ("fp32", "fp16", "bf16"), "compile": bool,
+              "activation_checkpointing": bool, "fsdp": bool, "log_every": int, "val_every": int, "val_pairs": int,
               "preview_every": int, "previews": int, "save_every": int},
     "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "plms", "ddim", "ddpm"), "steps": int, "eta": SHARE,
                "guidance": float, "guidance_interval": INTERVAL, "one_batch": bool, "seed": int, "batch_size": int,
@@ -81,11 +87,11 @@ def checked(key, value, where):
     elif want in (float, SHARE):
         fine = isinstance(value, float) and 0 <= value <= (sys.float_info.max if want is float else 1)
     elif want is int:
-        fine = type(value) is int and value >= (0 if key.endswith(("seed", "workers")) else 1)
+        fine = type(value) is int and value >= (0 if key.endswith("seed") else 1)
     else:
         fine = type(value) is want
     if not fine:
-        expected = {int: "a whole number " + ("from 0 on" if key.endswith(("seed", "workers")) else "above 0"), float: "a number, 0 or more", str: "a text", bool: "true or false"}
+        expected = {int: "a whole number " + ("from 0 on" if key.endswith("seed") else "above 0"), float: "a number, 0 or more", str: "a text", bool: "true or false"}
         raise ValueError(f"{where}: {key} is {value!r}; expected {expected.get(want, want)}")
     return value
 
@@ -129,15 +135,15 @@ def load_config(path, preset=None, overrides=()):
     return cfg
 
 
-# ------------------------------------------------------------------------------------ model and checkpoint
+# ------------------------------------------------------------------------------------ device, model, checkpoint
 
 
 def pick_device(name):
     if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu")
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no CUDA device: set device=cpu, or check driver and torch build")
-    return torch.device(name)
+    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def build(cfg, num_classes, device):
@@ -150,27 +156,86 @@ def build(cfg, num_classes, device):
 
 
 def save_checkpoint(path, state):
-    """Write to a side file, sync, rename: whatever happens, `path` is a whole checkpoint, the old or the new one."""
+    """Write to a side file, sync, rename; the checkpoint before it stays as *.previous.
+
+    Whatever happens, a whole checkpoint stands under one of the two names. OSError where it cannot be written.
+    """
     side = path.with_name(path.name + ".partial")
-    with open(side, "wb") as file:
-        torch.save(state, file)
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with open(side, "wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+    except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a full disk
+        side.unlink(missing_ok=True)
+        raise OSError(f"{path} could not be saved: {error}. The one saved before is untouched") from error
+    if path.exists():
+        os.replace(path, path.with_name(path.name + ".previous"))
     os.replace(side, path)
 
 
 def load_checkpoint(path):
-    """The dict that save_checkpoint wrote, on the CPU; nothing in the file is executed."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or name it with --checkpoint")
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-        missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
-    except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-        raise ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}") from error
-    if missing:
-        raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
-    return state
+    """The dict that save_checkpoint wrote, on the CPU; nothing in the file is executed.
+
+    Where the file is damaged or gone, the one saved before it, if there is one, which is said. FileNotFoundError, ValueError.
+    """
+    path, problem = Path(path), None
+    for candidate in (path, path.with_name(path.name + ".previous")):
+        if not candidate.is_file():
+            problem = problem or FileNotFoundError(
+                f"{path}: no such checkpoint; train one with `python train.py`, or name it with --checkpoint")
+            continue
+        try:
+            state = torch.load(candidate, map_location="cpu", weights_only=True)
+            missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
+        except Exception as error:  # torch raises many kinds for a file that is no checkpoint
+            problem = problem or ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}")
+            continue
+        if missing:
+            raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
+        if problem:
+            print(f"{problem}\n{candidate}: used instead, step {state['step']}")
+        return state
+    raise problem
+
+
+# --------------------------------------------------------------------------- several processes, from torchrun
+# A plain run is process 0 of 1 and passes all of this by.
+
+
+def join_processes(device):
+    """(rank, number of processes), joined into a group where torchrun started them; only the first of them prints."""
+    ranks = int(os.environ.get("WORLD_SIZE", 1))
+    if ranks == 1:
+        return 0, 1
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    if dist.get_rank():
+        sys.stdout = open(os.devnull, "w")
+    return dist.get_rank(), ranks
+
+
+def agree(number, device):
+    """The largest of the numbers that the processes have."""
+    number = torch.tensor(number, device=device)
+    dist.all_reduce(number, dist.ReduceOp.MAX)
+    return number.item()
+
+
+def shard(model):
+    """FSDP2: each process keeps a part of every weight, and puts a block together when it runs."""
+    for block in model.children():
+        if any(True for _ in block.parameters()):
+            fully_shard(block)
+    register_fsdp_forward_method(fully_shard(model), "mask_features")
+
+
+def whole(tree):
+    """A tensor, or a nested dict of them, with what shard() spread over the processes put together."""
+    if isinstance(tree, dict):
+        return {key: whole(value) for key, value in tree.items()}
+    return tree.full_tensor() if isinstance(tree, DTensor) else tree
 
 
 # ------------------------------------------------------------------------------------ validation, previews
@@ -183,33 +248,32 @@ def validate(model, diffusion, pairs, count, num_classes, batch_size, device, au
     Returns the mean error of what the network predicts, the same in four equal ranges of t, and the mean error of the
     noise, which compares networks that predict different things.
     """
-    chosen = np.linspace(0, len(pairs) - 1, min(count, len(pairs))).round().astype(int)
-    n = len(chosen)
+    n = min(count, len(pairs))
+    chosen = torch.linspace(0, len(pairs) - 1, n).round().long()
     t = ((torch.arange(n) + 0.5) * diffusion.T / n).long()[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
     errors = []
     for part in torch.arange(n).split(batch_size):
-        images, ids = (torch.stack(x) for x in zip(*(pairs[chosen[i]] for i in part)))
-        x0, mask = to_device(images, ids, num_classes, device)
+        x0, mask = unpack(pairs.planes[chosen[part]].to(device), num_classes)
         eps = noise_like_seeds(part.tolist(), x0.shape[1:], device)()
         with autocast():
             errors.append(torch.stack(diffusion.errors(model, x0, mask if model.num_classes else None, t[part].to(device), eps)))
     loss, eps_error = torch.cat(errors, dim=1).cpu()
-    bins = [loss[(t >= a) & (t < a + diffusion.T / 4)].mean().item() for a in (np.arange(4) * diffusion.T / 4)]
+    bins = [loss[(t >= a) & (t < a + diffusion.T / 4)].mean().item() for a in (diffusion.T / 4 * i for i in range(4))]
     return loss.mean().item(), bins, eps_error.mean().item()
 
 
 @torch.no_grad()
 def preview(model, diffusion, pairs, cfg, colorbook, device, autocast):
     """A sheet: mask, real image, and what the model makes of the mask, always the same masks and seeds."""
-    chosen = np.linspace(0, len(pairs) - 1, min(cfg["train"]["previews"], len(pairs))).round().astype(int)
-    images, ids = (torch.stack(x) for x in zip(*(pairs[i] for i in chosen)))
-    mask = to_device(images, ids, len(colorbook), device)[1] if model.num_classes else None
+    chosen = torch.linspace(0, len(pairs) - 1, min(cfg["train"]["previews"], len(pairs))).round().long()
+    planes = pairs.planes[chosen]
+    mask = unpack(planes.to(device), len(colorbook))[1] if model.num_classes else None
     s = cfg["sample"]
     with autocast():
         eps_fn = guided_eps(model, diffusion, mask, s["guidance"])
-        noise = noise_like_seeds(range(len(chosen)), images.shape[1:], device)
+        noise = noise_like_seeds(range(len(chosen)), (3, *planes.shape[2:]), device)
         made = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", 20)
-    rows = [[colorbook.paint(i.numpy()), real.permute(1, 2, 0).numpy(), fake] for i, real, fake in zip(ids, images, to_uint8(made))]
+    rows = [[colorbook.paint(pair[3]), pair[:3].transpose(1, 2, 0), fake] for pair, fake in zip(planes.numpy(), to_uint8(made))]
     return contact_sheet([list(column) for column in zip(*rows)])
 
 
@@ -225,23 +289,30 @@ def train(cfg, resume=False, dry_run=False):
     if (path.exists() or (out / "log.csv").exists()) and not resume and not dry_run:
         raise FileExistsError(f"{out}: this run exists. " + ("Go on with --resume" if path.exists() else "It has no checkpoint "
                               "yet: delete it") + ", or choose another folder with --set out=...")
+    rank, ranks = join_processes(device)
+    if c["batch_size"] % (ranks * c["accumulate"]):
+        raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) in "
+                         f"train.accumulate {c['accumulate']} part(s): make it a multiple of {ranks * c['accumulate']}")
+    if c["fsdp"] and (ranks == 1 or c["precision"] == "fp16"):
+        raise ValueError(f"train.fsdp needs several processes (torchrun --nproc_per_node=N train.py ...), there is {ranks}, and "
+                         f"train.precision fp32 or bf16, it is {c['precision']}")
 
-    # data
+    # data; the first process draws the toy scenes, which need no download, or maps the files, and the others find it done
     root = Path(d["root"])
-    if not root.exists() and root.parts[-2:] == ("toy", "prepared"):  # the toy scenes need no download
+    if rank:
+        dist.barrier()
+    elif not root.exists() and root.parts[-2:] == ("toy", "prepared"):
         from data.toy.prepare import prepare
         prepare(root, size=tuple(d["size"]))
-    pairs = Pairs(root, "train", d["size"], d["flip"], d["augment"], d["memory_gb"])
-    held_out = Pairs(root, d["val"], d["size"], memory_gb=d["memory_gb"])
+    pairs, held_out = (Pairs(root, split, d["size"], d["memory_gb"]) for split in ("train", d["val"]))
+    if ranks > 1 and not rank:
+        dist.barrier()
     colorbook, num_classes = pairs.colorbook, len(pairs.colorbook)
 
     # model, its average, optimiser, loss scaler
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, num_classes, device)
     ema = copy.deepcopy(model).requires_grad_(False)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"])
-    scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
-    torch.backends.cudnn.benchmark = True  # one size of picture: let cuDNN choose its fastest convolution for it
     step, seconds = 0, 0.0
     if resume:
         changed = {k: (v, flatten(cfg)[k]) for k, v in flatten(state["config"]).items() if v != flatten(cfg)[k]}
@@ -251,44 +322,65 @@ def train(cfg, resume=False, dry_run=False):
                              f"{'; '.join(f'{k} was {changed[k][0]}, is {changed[k][1]}' for k in fixed)}")
         for key, (old, new) in changed.items():
             print(f"resuming with {key} {new} instead of {old}")
-        for name, part in (("model", model), ("ema", ema), ("optimizer", optimizer), ("scaler", scaler)):
-            if state[name]:  # a scaler that was off has no state
-                part.load_state_dict(state[name])
-        for group in optimizer.param_groups:
-            group["lr"] = c["lr"]
+        model.load_state_dict(state["model"])
+        ema.load_state_dict(state["ema"])
+        step, seconds = state["step"], state["seconds"]
+    if c["fsdp"]:
+        shard(model)
+        shard(ema)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
+    if resume:
+        for p, moments in zip(model.parameters(), state["optimizer"]["state"].values()):
+            if isinstance(p, DTensor):
+                moments |= {k: distribute_tensor(v.to(device), p.device_mesh, p.placements) for k, v in moments.items() if v.dim()}
+        optimizer.load_state_dict(state["optimizer"])
+        scaler.load_state_dict(state["scaler"]) if state["scaler"] else None
         torch.set_rng_state(state["rng"]["cpu"])
         if device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
-        step, seconds = state["step"], state["seconds"]
 
     size, epochs = f"{d['size'][0]}x{d['size'][1]}", c["steps"] * c["batch_size"] / len(pairs)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {device.type} ({c['precision']}), {num_classes} classes, "
-          f"{size}, {len(pairs)} pairs; {c['steps']} steps of {c['batch_size']} = {epochs:.1f} epochs; seed {cfg['seed']}")
+    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {ranks if ranks > 1 else ''}{device.type} ({c['precision']}), "
+          f"{num_classes} classes, {size}, {len(pairs)} pairs; {c['steps']} steps of {c['batch_size']} = {epochs:.1f} epochs; "
+          f"seed {cfg['seed']}")
     if dry_run:
         return print(f"dry run: nothing written; a run would go to {out}")
     if step >= c["steps"]:
         return print(f"{path} is at step {step} of {c['steps']} already: raise train.steps to go on")
 
+    # what the loop calls: the network itself, or the network with one of these around it
+    net = model
+    if c["activation_checkpointing"]:
+        for block in model.children():
+            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+    if ranks > 1 and not c["fsdp"]:
+        net = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
+    if c["compile"]:
+        net = torch.compile(net)
+    torch.backends.cudnn.benchmark = True  # one size of picture: let cuDNN choose its fastest convolution for it
+
     # the folder of the run; rows that a crashed run logged past its checkpoint would come twice
-    (out / "previews").mkdir(parents=True, exist_ok=True)
-    (out / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
     ranges = [f"val_loss_t{i * diffusion.T // 4}" for i in range(4)]
     columns = ["step", "epoch", "seconds", "images_per_s", "loss", "grad_norm", "val_loss", *ranges, "val_eps", "val_eps_raw"]
-    rows = []
-    if step and (out / "log.csv").exists():
-        with open(out / "log.csv", newline="") as file:
-            rows = [row for row in csv.DictReader(file) if int(row["step"]) <= step]
-    with open(out / "log.csv", "w", newline="") as file:
-        writer = csv.DictWriter(file, columns)
-        writer.writeheader()
-        writer.writerows(rows)
+    log = out / "log.csv"
+    if not rank:
+        (out / "previews").mkdir(parents=True, exist_ok=True)
+        (out / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
+        lines = log.read_text().splitlines(keepends=True)[1:] if step and log.exists() else []
+        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
+        log.with_suffix(".partial").write_text(",".join(columns) + "\n" + "".join(kept))
+        os.replace(log.with_suffix(".partial"), log)
 
     def save():
         rng = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
-        save_checkpoint(path, {
-            "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
-            "scaler": scaler.state_dict(), "step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": seconds,
-            "rng": rng, "config": cfg, "colorbook": colorbook.classes})
+        moments = optimizer.state_dict()
+        state = {"model": whole(model.state_dict()), "ema": whole(ema.state_dict()),
+                 "optimizer": moments | {"state": whole(moments["state"])}, "scaler": scaler.state_dict(), "step": step,
+                 "epoch": step * c["batch_size"] / len(pairs), "seconds": seconds, "rng": rng, "config": cfg,
+                 "colorbook": colorbook.classes}
+        if not rank:
+            save_checkpoint(path, state)
 
     stop = []  # Ctrl-C and SIGTERM finish the step and save; a second one ends at once
 
@@ -297,36 +389,45 @@ def train(cfg, resume=False, dry_run=False):
         signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    loader = batches(pairs, c["batch_size"], cfg["seed"], step, d["workers"], pin_memory=device.type == "cuda")
+    loader = batches(pairs, c["batch_size"], cfg["seed"], step, d["flip"], d["augment"], device, rank, ranks)
     bar = tqdm(total=c["steps"], initial=step, unit="img", unit_scale=c["batch_size"], desc=out.name, dynamic_ncols=True,
-               mininterval=0.5 if os.isatty(2) else 30)
+               mininterval=0.5 if os.isatty(2) else 30, disable=rank > 0)
     sums, since, started, last_log = torch.zeros(2, device=device), step, time.monotonic() - seconds, time.monotonic()
+    halt = 0
 
-    while step < c["steps"] and not stop:
-        x0, mask = to_device(*next(loader), num_classes, device)
-        with autocast():
-            loss = diffusion.loss(model, x0, mask if model.num_classes else None, c["label_drop"])
+    while step < c["steps"] and not halt:
+        for group in optimizer.param_groups:
+            group["lr"] = c["lr"] * min(1, (step + 1) / c["warmup"])
         optimizer.zero_grad()
-        scaler.scale(loss).backward()
+        for planes in next(loader).chunk(c["accumulate"]):
+            x0, mask = unpack(planes, num_classes)
+            with autocast():
+                loss = diffusion.loss(net, x0, mask if model.num_classes else None, c["label_drop"], rank, ranks)
+            scaler.scale(loss / c["accumulate"]).backward()
+            sums[0] += loss.detach() / c["accumulate"]
         scaler.unscale_(optimizer)
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])
+        norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"]))
         scaler.step(optimizer)
         scaler.update()
         step += 1
         decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
-        with torch.no_grad():
-            for averaged, p in zip(ema.parameters(), model.parameters()):
-                averaged.lerp_(p, 1 - decay)
+        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
         # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
-        sums += torch.stack([loss.detach(), norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm])
+        sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
         bar.update()
+        halt = max(stop, default=0)
+        if ranks > 1:
+            halt = agree(halt, device) if step % 10 == 0 else 0
         due = {name: step % c[name] == 0 or step == c["steps"] for name in ("log_every", "val_every", "preview_every", "save_every")}
-        if not (any(due.values()) or stop):
+        if not (any(due.values()) or halt):
             continue
+        if ranks > 1:
+            dist.all_reduce(sums)
+            sums /= ranks
         loss_mean, norm_mean = (sums / (step - since)).tolist()
         seconds = time.monotonic() - started
-        if not (math.isfinite(loss_mean) and math.isfinite(norm_mean)):
+        if not (math.isfinite(loss_mean) and math.isfinite(norm_mean)) or scaler.is_enabled() and scaler.get_scale() < 1:
             bar.close()
             raise ValueError(f"step {step}: loss or gradient is not finite. {path} " + ("keeps the last good state"
                              if path.exists() else "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
@@ -337,25 +438,30 @@ def train(cfg, resume=False, dry_run=False):
             row |= dict(zip(ranges, bins))
             row["val_eps_raw"] = validate(model, diffusion, *args)[2]
             bar.write(f"step {step}: loss {loss_mean:.4f}, val {row['val_loss']:.4f}, error on eps {row['val_eps']:.4f}")
-        if due["log_every"] or due["val_every"] or stop:
+        if due["preview_every"]:
+            sheet = preview(ema, diffusion, held_out, cfg, colorbook, device, autocast)
+            if not rank:
+                sheet.save(out / "previews" / f"{step:07d}.png")
+        if due["save_every"] or halt:
+            save()
+        if due["log_every"] or due["val_every"] or halt:
             rate = (step - since) * c["batch_size"] / (time.monotonic() - last_log)
             row |= {"step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": round(seconds, 1),
                     "images_per_s": round(rate, 1), "loss": loss_mean, "grad_norm": norm_mean}
-            with open(out / "log.csv", "a", newline="") as file:
-                csv.DictWriter(file, columns).writerow({k: f"{v:.5g}" if type(v) is float else v for k, v in row.items()})
+            if not rank:
+                with open(log, "a", newline="") as file:
+                    csv.DictWriter(file, columns).writerow({k: f"{v:.5g}" if type(v) is float else v for k, v in row.items()})
             sums.zero_()
             since, last_log = step, time.monotonic()
-        if due["preview_every"]:
-            preview(ema, diffusion, held_out, cfg, colorbook, device, autocast).save(out / "previews" / f"{step:07d}.png")
-        if due["save_every"] or stop:
-            save()
 
     bar.close()
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    if stop:
+    if ranks > 1:
+        dist.destroy_process_group()
+    if halt:
         print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume")
-        raise SystemExit(128 + stop[0])
+        raise SystemExit(128 + halt)
     print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: python sample.py --checkpoint {path} --mask ...")
 
 

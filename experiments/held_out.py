@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset import Colorbook, Pairs, contact_sheet, to_device, to_uint8
+from dataset import Colorbook, Pairs, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from train import build, load_checkpoint, pick_device, validate
 
@@ -32,13 +32,13 @@ def held_out(checkpoint, split, n, seeds, guidance, steps, batch_size, show_data
         print(f"step {state['step']}, {split}, {len(pairs)} pairs, {weights}: loss {loss:.5f}, error on eps {eps_error:.5f}")
 
     chosen = np.linspace(0, len(pairs) - 1, min(n, len(pairs))).round().astype(int)
-    images, ids = (torch.stack(x) for x in zip(*(pairs[i] for i in chosen)))
-    real, mask = to_device(images, ids, len(colorbook), device)
+    planes = pairs.planes[chosen]
+    real, mask = unpack(planes.to(device), len(colorbook))
     columns = []
     for k in range(seeds):
         made = []
         for part in torch.arange(len(chosen)).split(batch_size):
-            noise = noise_like_seeds([1000 * k + int(i) for i in part], images.shape[1:], device)
+            noise = noise_like_seeds([1000 * k + int(i) for i in part], real.shape[1:], device)
             made.append(sample(guided_eps(model, diffusion, mask[part], guidance), noise, diffusion.alpha_bar, steps=steps))
         columns.append(torch.cat(made))
     own = torch.stack([(x - real).square().mean(dim=(1, 2, 3)) for x in columns]).mean(0)
@@ -47,7 +47,7 @@ def held_out(checkpoint, split, n, seeds, guidance, steps, batch_size, show_data
           f"nearer to its own in {(own < other).sum()} of {len(own)} (guidance {guidance:g}, {seeds} seed(s), {steps} steps)")
     rows = [list(row) for row in zip(*(to_uint8(x) for x in columns))]
     if show_data:
-        rows = [[colorbook.paint(i.numpy()), im.permute(1, 2, 0).numpy(), *row] for i, im, row in zip(ids, images, rows)]
+        rows = [[colorbook.paint(pair[3]), pair[:3].transpose(1, 2, 0), *row] for pair, row in zip(planes.numpy(), rows)]
     contact_sheet(rows[:8]).save(out)
 
 

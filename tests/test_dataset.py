@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import dataset
 from dataset import (Colorbook, Pairs, augment_pair, batches, contact_sheet, fit, one_hot, parse_size, read_mask,
-                     save_mask, to_device, to_uint8)
+                     save_mask, to_uint8, unpack)
 
 CITYSCAPES = {  # copied from cityscapesScripts, labels.py, in the order of trainId
     "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
@@ -414,40 +414,29 @@ def check_match(image, ids, margin=3, least=.3):
     assert off[inner].max() <= 3
 
 
-def test_item(five):
-    """An item would not be what the training loop takes, or not what the files hold."""
-    image, ids = Pairs(five, "train", (16, 24))[2]
+def test_planes(five):
+    """The planes would not be what the training loop takes, or not what the files hold."""
+    planes = Pairs(five, "train", (16, 24)).planes
     stored = np.array(Image.open(five / "train" / "masks" / "pair2.png"))
-    assert image.dtype == ids.dtype == torch.uint8 and (image.shape, ids.shape) == ((3, 16, 24), (16, 24))
-    assert np.array_equal(ids, stored) and np.array_equal(image.permute(1, 2, 0), PALETTE[stored])
+    assert planes.dtype == torch.uint8 and planes.shape == (5, 4, 16, 24)
+    assert np.array_equal(planes[2, 3], stored) and np.array_equal(planes[2, :3].permute(1, 2, 0), PALETTE[stored])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (96, 48)])
 def test_image_and_mask_fit_alike(tmp_path, size):
     """Image and mask would be cropped or scaled to different places."""
-    check_match(*Pairs(write_pairs(tmp_path / "data", {"a": street(180, 320)}), "train", size)[0])
+    planes = Pairs(write_pairs(tmp_path / "data", {"a": street(180, 320)}), "train", size).planes[0]
+    check_match(planes[:3], planes[3])
 
 
-def test_flip(five):
-    """Image and mask would be mirrored apart, or not at all."""
-    pairs = Pairs(five, "train", (16, 24), flip=1.0)
-    plain, flipped = pairs[3], pairs[3, np.random.default_rng(0)]
-    for before, after in zip(plain, flipped):
-        assert not torch.equal(before, after) and np.array_equal(before.numpy()[..., ::-1], after)
-
-
-@pytest.mark.parametrize("flip, low, high", [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
-def test_flip_probability(five, flip, low, high):
-    """The probability of a flip would not be the one that was set: 70..130 of 200 is 4 standard deviations."""
-    pairs = Pairs(five, "train", (16, 24), flip=flip)
-    assert low <= sum(not torch.equal(pairs[0][1], pairs[0, np.random.default_rng(s)][1]) for s in range(200)) <= high
-
-
-def test_memory_and_disk_agree(five):
-    """A data set that is too large for the memory would train on something else."""
-    held, read = Pairs(five, "train", (12, 12)), Pairs(five, "train", (12, 12), memory_gb=0)
-    assert held.held is not None and read.held is None and len(held) == len(read) == 5
-    assert all(torch.equal(a, b) for i in range(5) for a, b in zip(held[i], read[i]))
+def test_memory_and_mapped_file_agree(five, capsys):
+    """A data set that is too large for the memory would train on something else, or on files that have changed since."""
+    held, mapped = (Pairs(five, "train", (12, 12), memory_gb=gb).planes for gb in (4, 0))
+    assert "mapped from" in capsys.readouterr().out and torch.equal(held, mapped)
+    assert not list((five / "train").glob("*.partial")) and torch.equal(Pairs(five, "train", (12, 12), 0).planes, held)
+    file = five / "train" / "masks" / "pair2.png"
+    save_mask(np.full((16, 24), CAR, np.uint8), file, Colorbook.load(five / "colorbook.json"))
+    assert (Pairs(five, "train", (12, 12), 0).planes[2, 3] == CAR).all()
 
 
 def test_kind_of_mask_is_said(tmp_path, capsys):
@@ -514,12 +503,17 @@ def as_pair(ids):
     return torch.from_numpy(PALETTE[ids]).permute(2, 0, 1), torch.from_numpy(ids)
 
 
+def augmented(image, ids, rng, p, **settings):
+    planes = augment_pair(torch.cat([image, ids[None]]), rng, p, **settings)
+    return planes[:3], planes[3]
+
+
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("what", GEOMETRIC)
 def test_geometric_augmentation(what, seed):
     """Image and mask would be turned or cut to different places."""
     image, ids = as_pair(street(96, 128))
-    image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
+    image_2, ids_2 = augmented(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
     assert not torch.equal(ids, ids_2) and ids_2.shape == ids.shape and image_2.shape == image.shape
     assert ids_2.dtype == image_2.dtype == torch.uint8 and set(ids_2.unique().tolist()) <= set(ids.unique().tolist())
     check_match(image_2, ids_2)
@@ -531,7 +525,7 @@ def test_augmentation_keeps_edges_in_place(what):
     image, ids = as_pair(np.tile(np.repeat(np.array([ROAD, 7] * 4, np.uint8), 8), (64, 1)))
     agree = []
     for seed in range(10):
-        image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
+        image_2, ids_2 = augmented(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
         half = (int(PALETTE[7][1]) + int(PALETTE[ROAD][1])) / 2  # green: where the image is half road and half sign
         agree.append(((image_2[1] > half) == (ids_2 == 7))[ids_2 != NONE].float().mean())
     assert np.mean(agree) >= .99
@@ -540,7 +534,7 @@ def test_augmentation_keeps_edges_in_place(what):
 def test_vertical_flip():
     """Upside down would be something else."""
     image, ids = as_pair(street())
-    image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(0), 1.0, **NOTHING | {"vertical_flip": True})
+    image_2, ids_2 = augmented(image, ids, np.random.default_rng(0), 1.0, **NOTHING | {"vertical_flip": True})
     assert np.array_equal(ids_2, ids.numpy()[::-1]) and np.array_equal(image_2, image.numpy()[:, ::-1])
 
 
@@ -554,14 +548,14 @@ class Extreme:
 def test_quarter_turn():
     """A rotation would turn image and mask by another angle than the one that was drawn."""
     image, ids = as_pair(np.random.default_rng(0).integers(0, 19, (32, 32)).astype(np.uint8))
-    image_2, ids_2 = augment_pair(image, ids, Extreme(), 1.0, **NOTHING | {"rotate": 90})
+    image_2, ids_2 = augmented(image, ids, Extreme(), 1.0, **NOTHING | {"rotate": 90})
     assert np.array_equal(ids_2, np.rot90(ids)) and np.array_equal(image_2, np.rot90(image, axes=(1, 2)))
 
 
 def test_corners_of_a_rotation_are_unlabelled():
     """The corners that a rotation leaves empty would be taught as a class."""
     image, ids = as_pair(np.full((64, 64), VEGETATION, np.uint8))
-    image, ids = augment_pair(image, ids, Extreme(), 1.0, **NOTHING | {"rotate": 45})
+    image, ids = augmented(image, ids, Extreme(), 1.0, **NOTHING | {"rotate": 45})
     assert set(ids.unique().tolist()) == {VEGETATION, NONE} and ids[32, 32] == VEGETATION
     for y, x in itertools.product((0, -1), (0, -1)):
         assert ids[y, x] == NONE and not image[:, y, x].any()
@@ -573,7 +567,7 @@ def test_photometric_augmentation(what):
     """A change of light would not change the image, or would change the mask."""
     image, ids = as_pair(street())
     for seed in range(3):
-        image_2, ids_2 = augment_pair(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: ALL[what]})
+        image_2, ids_2 = augmented(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: ALL[what]})
         assert torch.equal(ids, ids_2) and not torch.equal(image, image_2)
         assert image_2.dtype == torch.uint8 and image_2.shape == image.shape
 
@@ -582,16 +576,19 @@ def test_no_augmentation_with_p_0(five):
     """p: 0 would not switch it off."""
     image, ids = as_pair(street())
     for seed in range(20):
-        assert all(map(torch.equal, augment_pair(image, ids, np.random.default_rng(seed), 0.0, **ALL), (image, ids)))
-    pairs = Pairs(five, "train", (16, 24), augment={"p": 0, **ALL})
-    assert all(map(torch.equal, pairs[0], pairs[0, np.random.default_rng(0)]))
+        assert all(map(torch.equal, augmented(image, ids, np.random.default_rng(seed), 0.0, **ALL), (image, ids)))
+    pairs = Pairs(five, "train", (16, 24))
+    assert same_batches(some(3, pairs, 3, seed=0, augment={"p": 0, **ALL}), some(3, pairs, 3, seed=0))
 
 
 # -------------------------------------------------------------------------------------------------- batches
 
 
+BOTH = {"flip": .5, "augment": {"p": .5, **ALL}}
+
+
 def same_batches(a, b):
-    return all(torch.equal(x, y) for pair in zip(a, b, strict=True) for x, y in zip(*pair))
+    return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
 def some(n, *args, **options):
@@ -609,56 +606,65 @@ def numbered(tmp_path):
 def test_every_pair_once_per_epoch(numbered, batch_size):
     """Some pairs would be seen more often than others; a batch larger than the data set would not work."""
     drawn = some(-(-70 // batch_size), numbered, batch_size, seed=3)
-    assert all(images.shape == (batch_size, 3, 8, 8) and ids.shape == (batch_size, 8, 8) for images, ids in drawn)
-    assert all(images.dtype == ids.dtype == torch.uint8 for images, ids in drawn)
-    assert all(np.array_equal(images.permute(0, 2, 3, 1), PALETTE[ids]) for images, ids in drawn)
-    order = torch.cat([ids[:, 0, 0] for _, ids in drawn])[:70].reshape(10, 7)
+    assert all(planes.shape == (batch_size, 4, 8, 8) and planes.dtype == torch.uint8 for planes in drawn)
+    assert all(np.array_equal(planes[:, :3].permute(0, 2, 3, 1), PALETTE[planes[:, 3]]) for planes in drawn)
+    order = torch.cat([planes[:, 3, 0, 0] for planes in drawn])[:70].reshape(10, 7)
     assert torch.equal(order.sort(dim=1).values, torch.arange(7, dtype=torch.uint8).expand(10, 7))
     assert len({tuple(epoch) for epoch in order.tolist()}) >= 9  # 5040 orders: two equal ones of ten are already rare
 
 
 def test_seed_decides(five):
     """Two runs with different seeds would see the same, or two with the same seed something different."""
-    pairs = Pairs(five, "train", (16, 24), flip=.5, augment={"p": .5, **ALL})
-    first = some(4, pairs, 3, seed=0)
-    assert same_batches(first, some(4, pairs, 3, seed=0)) and not same_batches(first, some(4, pairs, 3, seed=1))
+    pairs = Pairs(five, "train", (16, 24))
+    first = some(4, pairs, 3, seed=0, **BOTH)
+    assert same_batches(first, some(4, pairs, 3, seed=0, **BOTH)) and not same_batches(first, some(4, pairs, 3, seed=1, **BOTH))
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, 7])
 def test_resumed_order(five, step):
     """A resumed run would not go on with the pairs, flips and augmentation of the run that was stopped."""
-    pairs = Pairs(five, "train", (16, 24), flip=.5, augment={"p": .5, **ALL})
-    assert same_batches(some(step + 3, pairs, 3, seed=5)[step:], some(3, pairs, 3, seed=5, step=step))
+    pairs = Pairs(five, "train", (16, 24))
+    assert same_batches(some(step + 3, pairs, 3, seed=5, **BOTH)[step:], some(3, pairs, 3, seed=5, step=step, **BOTH))
+
+
+@pytest.mark.parametrize("ranks", [2, 4])
+def test_processes_share_a_batch(five, ranks):
+    """Processes would train on the same pairs, or on others than one process would."""
+    pairs = Pairs(five, "train", (16, 24))
+    parts = [some(4, pairs, 8, seed=1, step=2, rank=rank, ranks=ranks, **BOTH) for rank in range(ranks)]
+    assert all(part.shape[0] == 8 // ranks for rank in parts for part in rank)
+    assert same_batches(map(torch.cat, zip(*parts)), some(4, pairs, 8, seed=1, step=2, **BOTH))
+
+
+@pytest.mark.parametrize("flip, low, high", [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
+def test_flip(five, flip, low, high):
+    """Image and mask would be mirrored apart, or not as often as was set: 70..130 of 200 is 4 standard deviations."""
+    pairs = Pairs(five, "train", (16, 24))
+    plain, flipped = torch.cat(some(40, pairs, 5, seed=0)), torch.cat(some(40, pairs, 5, seed=0, flip=flip))
+    mirrored = [not torch.equal(a, b) for a, b in zip(plain, flipped)]
+    assert low <= sum(mirrored) <= high
+    assert all(torch.equal(b, a.flip(-1) if m else a) for a, b, m in zip(plain, flipped, mirrored))
 
 
 def test_epochs_flip_anew(five):
     """A pair would be mirrored in every epoch or in none, which is no augmentation."""
-    pairs = Pairs(five, "train", (16, 24), flip=.5)
-    seen = {ids.numpy().tobytes() for _, batch in some(20, pairs, 5, seed=0) for ids in batch}
+    seen = {pair.numpy().tobytes() for batch in some(20, Pairs(five, "train", (16, 24)), 5, seed=0, flip=.5) for pair in batch}
     assert len(seen) == 10  # each of the five, and each of their mirror pictures
 
 
 def test_global_random_state_is_untouched(five):
     """The noise of the training would depend on how the data are loaded."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
-    some(3, Pairs(five, "train", (16, 24), flip=.5, augment={"p": 1, **ALL}), 3, seed=0)
+    some(3, Pairs(five, "train", (16, 24)), 3, seed=0, **BOTH)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
-
-
-def test_workers_change_nothing(five):
-    """The number of workers would change what is trained on."""
-    held, read = (Pairs(five, "train", (16, 24), flip=.5, augment={"p": .5, **ALL}, memory_gb=gb) for gb in (4, 0))
-    before = torch.get_rng_state()
-    assert same_batches(some(4, held, 3, seed=2, step=1), some(4, read, 3, seed=2, step=1, workers=2))
-    assert torch.equal(before, torch.get_rng_state())
 
 
 def test_uint8_round_trip():
     """Pictures would get darker, or change by rounding, on their way to the device and back."""
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
-    x, planes = to_device(values, torch.full((1, 16, 16), 2, dtype=torch.uint8), 5, torch.device("cpu"))
-    assert (x.min(), x.max(), x.dtype) == (-1, 1, torch.float32) and planes.shape == (1, 5, 16, 16)
+    x, mask = unpack(torch.cat([values, torch.full((1, 1, 16, 16), 2, dtype=torch.uint8)], dim=1), 5)
+    assert (x.min(), x.max(), x.dtype) == (-1, 1, torch.float32) and mask.shape == (1, 5, 16, 16) and mask[:, 2].all()
     assert to_uint8(x).dtype == np.uint8 and np.array_equal(to_uint8(x), values.permute(0, 2, 3, 1))
     assert to_uint8(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2).expand(1, 3, 1, 2))[0, 0, :, 0].tolist() == [0, 255]
 
