@@ -158,8 +158,8 @@ def run(args):
             "checkpoint": str(checkpoint), "trained_steps": state["step"]}))
         Image.fromarray(picture).save(file(job), pnginfo=about)
 
-    # each process makes its share of every guidance, and writes a batch while the device works on the next one
-    share = [job for w in guidances for job in [job for job in jobs if job[1] == w][rank::ranks]]
+    # each process makes its share of the work, and writes a batch while the device works on the next one
+    share = [job for w in guidances for job in jobs if job[1] == w][rank::ranks]
     with ThreadPoolExecutor() as pool:
         saved = ()
         for part, pictures in sample_jobs(share, masks, model, diffusion, s, device, autocast, show=rank == 0):
