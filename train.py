@@ -45,7 +45,8 @@ SETTINGS = {  # every key of config.yaml: its type, or the values that it may ha
     "model": {"conditional": bool, "hidden_dim": int, "emb_dim": int, "attention": bool},
     "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": SHARE, "beta_end": SHARE,
                   "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": int, "accumulate": int, "lr": float, "warmup": int, "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
+    "train": {"steps": int, "batch_size": int, "accumulate": int, "lr": float, "warmup": int, "hold": int, "beta2": SHARE,
+              "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
               "precision": ("fp32", "fp16", "bf16"), "compile": bool,
               "activation_checkpointing": bool, "fsdp": bool, "log_every": int, "val_every": int, "val_pairs": int,
               "preview_every": int, "previews": int, "save_every": int},
@@ -184,7 +185,7 @@ def load_checkpoint(path):
             state = torch.load(candidate, map_location="cpu", weights_only=True)
             missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
         except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-            problem = problem or ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}")
+            problem = problem or ValueError(f"{path}: not readable as a checkpoint: {(str(error) or repr(error)).splitlines()[0]}")
             continue
         if missing:
             raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
@@ -307,6 +308,7 @@ def train(cfg, resume=False, dry_run=False):
     # model, its average, optimiser, loss scaler
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, num_classes, device)
+    torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0, not with noise that has to be unlearnt
     ema = copy.deepcopy(model).requires_grad_(False)
     step, seconds = 0, 0.0
     if resume:
@@ -323,7 +325,7 @@ def train(cfg, resume=False, dry_run=False):
     if c["fsdp"]:
         shard(model)
         shard(ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
     if resume:
         for p, moments in zip(model.parameters(), state["optimizer"]["state"].values()):
@@ -392,7 +394,7 @@ def train(cfg, resume=False, dry_run=False):
 
     while step < c["steps"] and not halt:
         for group in optimizer.param_groups:
-            group["lr"] = c["lr"] * min(1, (step + 1) / c["warmup"])
+            group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
         optimizer.zero_grad()
         for planes in next(loader).chunk(c["accumulate"]):
             x0, mask = unpack(planes, num_classes)
