@@ -221,8 +221,9 @@ def agree(number, device):
 
 def shard(model):
     """FSDP2: each process keeps a part of every weight, and puts a block together when it runs."""
+    model.to(memory_format=torch.contiguous_format)  # FSDP takes no other layout
     for block in model.children():
-        if any(True for _ in block.parameters()):
+        if list(block.parameters()):
             fully_shard(block)
     register_fsdp_forward_method(fully_shard(model), "mask_features")
 
@@ -408,7 +409,8 @@ def train(cfg, resume=False, dry_run=False):
         scaler.update()
         step += 1
         decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
         # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
         sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm

@@ -1,5 +1,6 @@
 """Config, training, checkpoints."""
 
+import copy
 import csv
 import math
 import os
@@ -305,7 +306,10 @@ def test_ema_is_the_average_that_it_says(tiny, monkeypatch):
     monkeypatch.setattr(train_module, "build", lambda *a, f=build: models.append(f(*a)) or models[-1])
     monkeypatch.setattr(torch.amp.GradScaler, "update", lambda self: (
         real(self), seen.append(models[0][0].out.weight.detach().clone()))[0])
+    copies, real_copy = [], copy.deepcopy
+    monkeypatch.setattr(copy, "deepcopy", lambda x: copies.append(real_copy(x)) or copies[-1])
     train(tiny(train__steps=6, train__ema=0.4))
+    assert not any(p.requires_grad for p in copies[0].parameters())  # or every step would be remembered
     expected = torch.zeros_like(seen[0])  # which the last layer begins with
     for n, weight in enumerate(seen, start=1):
         decay = min(0.4, (1 + n) / (10 + n))
