@@ -282,10 +282,12 @@ def train(cfg, resume=False, dry_run=False):
     device, out = pick_device(cfg["device"]), Path(cfg["out"])
     d, c = cfg["data"], cfg["train"]
     path = out / "checkpoint.pt"
-    state = load_checkpoint(path) if resume else None
-    if (path.exists() or (out / "log.csv").exists()) and not resume and not dry_run:
-        raise FileExistsError(f"{out}: this run exists. " + ("Go on with --resume" if path.exists() else "It has no checkpoint "
-                              "yet: delete it") + ", or choose another folder with --set out=...")
+    saved = path.exists() or path.with_name(path.name + ".previous").exists()
+    if (saved or (out / "log.csv").exists()) and not resume and not dry_run:
+        raise FileExistsError(f"{out}: this run exists. Go on with --resume, or choose another folder with --set out=...")
+    if resume and not saved and out.exists():
+        print(f"{out} has no checkpoint yet: starting at step 0")
+    state = load_checkpoint(path) if resume and (saved or not out.exists()) else None
     rank, ranks = join_processes(device)
     if c["batch_size"] % (ranks * c["accumulate"]):
         raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) in "
@@ -312,7 +314,7 @@ def train(cfg, resume=False, dry_run=False):
     torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0, not with noise that has to be unlearnt
     ema = copy.deepcopy(model).requires_grad_(False)
     step, seconds = 0, 0.0
-    if resume:
+    if state:
         changed = {k: (v, flatten(cfg)[k]) for k, v in flatten(state["config"]).items() if v != flatten(cfg)[k]}
         fixed = [k for k in changed if k.startswith(("model.", "diffusion."))]
         if fixed or list(state["colorbook"].items()) != list(colorbook.classes.items()):  # the order is the ids
@@ -328,7 +330,7 @@ def train(cfg, resume=False, dry_run=False):
         shard(ema)
     optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
-    if resume:
+    if state:
         for p, moments in zip(model.parameters(), state["optimizer"]["state"].values()):
             if isinstance(p, DTensor):
                 moments |= {k: distribute_tensor(v.to(device), p.device_mesh, p.placements) for k, v in moments.items() if v.dim()}

@@ -138,7 +138,7 @@ def test_run_leaves_what_the_readme_names(tiny):
         "road", "sky", "car", "person"]
 
 
-def test_existing_run_is_not_overwritten(tiny):
+def test_existing_run_is_not_overwritten(tiny, capsys):
     """A night's training would be lost to a second call."""
     cfg = tiny(train__steps=2)
     train(cfg)
@@ -146,9 +146,13 @@ def test_existing_run_is_not_overwritten(tiny):
     with pytest.raises(FileExistsError, match="--resume"):
         train(cfg)
     assert (Path(cfg["out"]) / "checkpoint.pt").read_bytes() == before
+    whole = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
     (Path(cfg["out"]) / "checkpoint.pt").unlink()
-    with pytest.raises(FileExistsError, match="no checkpoint yet"):
+    with pytest.raises(FileExistsError, match="--resume"):
         train(cfg)
+    train(cfg, resume=True)  # a run that was stopped before its first checkpoint begins again
+    assert "no checkpoint yet" in capsys.readouterr().out
+    assert same(whole["model"], load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")["model"])
 
 
 def test_dry_run_writes_nothing(tiny, capsys):
