@@ -1,7 +1,7 @@
 """How good are the pictures: do they obey the mask, and do they look real?
 
     python evaluate.py --real data/idd_lite/prepared/test --fake out                       what needs no segmenter
-    python evaluate.py --real test/ --fake out/ --segmenter runs/segmenter/checkpoint.pt   and whether the mask was obeyed
+    python evaluate.py --real test/ --fake out/ --segmenter runs/judge/segmenter.pt   and whether the masks were obeyed
     python evaluate.py --real test/ --fake out/ --segmenter facebook/mask2former-swin-large-cityscapes-semantic
     python evaluate.py --real test/ --fake out/ --train train/                             and whether pictures were copied
 
@@ -73,7 +73,7 @@ def build_segmenter(arch, num_classes):
 
 
 def normalise(images):
-    """Images (B, 3, H, W) uint8 as the segmenter sees them, in training and in judging: ImageNet's mean and deviation."""
+    """Images (B, 3, H, W), 0..255, as the segmenter sees them in training and in judging: by ImageNet's mean and deviation."""
     mean, std = images.new_tensor([[0.485, 0.456, 0.406], [0.229, 0.224, 0.225]], dtype=torch.float32)[..., None, None]
     return (images.float() / 255 - mean) / std
 
@@ -90,8 +90,8 @@ def match_classes(labels, colorbook, where):
     missing = [name for k, name in enumerate(colorbook.names) if k not in found]
     if 2 * len(found) < len(colorbook):
         raise ValueError(f"{where}: a segmenter of other classes: of {', '.join(colorbook.names)} it has only "
-                         f"{len(found)}; its own are {', '.join(labels)}. Train one on these classes with "
-                         "`python -m experiments.segmenter`")
+                         f"{len(found)}; its own are {', '.join(labels)}. Train one on these classes (python -m "
+                         "experiments.segmenter), or name the pictures' own colorbook with --colorbook")
     if missing:
         print(f"{where} has no {', '.join(missing)}: pixels of these classes are left out of every number")
     if len(found) < len(labels):
@@ -122,8 +122,8 @@ def load_segmenter(name, colorbook, device):
 
     @torch.no_grad()
     def segment(images):
-        x = normalise(F.interpolate(images.to(device).float(), size=size, mode="bilinear", antialias=True))
-        logits = F.interpolate(net(x)["out"][:, chosen], size=images.shape[-2:], mode="bilinear")
+        x = normalise(F.interpolate(images.float(), size=size, mode="bilinear", antialias=True))
+        logits = F.interpolate(net(x.to(device))["out"][:, chosen], size=images.shape[-2:], mode="bilinear")
         return classes[logits.argmax(1)].byte().cpu()
 
     return segment, found
@@ -220,8 +220,8 @@ def mean_distance(x):
 
 def find_pictures(folder):
     """{stem: path} of the pictures in a folder or in its images/, without the sheet.png of sample.py."""
-    folder = Path(folder)
-    files = list_files(folder / "images" if (folder / "images").is_dir() else folder)
+    folder = Path(folder) / "images" if (Path(folder) / "images").is_dir() else Path(folder)
+    files = list_files(folder)
     if files.pop("sheet", None):
         print(f"{folder}: sheet.png left out")
     if not files:
@@ -282,10 +282,11 @@ def read_all(files, masks, size, colorbook, where):
     for stem, path in tqdm(files, desc=f"reading {where}", unit="picture", leave=False):
         image = open_image(path)
         rgb = np.array(image.convert("RGB"))
-        codes, known = (x.astype(np.int64) @ [65536, 256, 1] for x in (rgb, colorbook.colors))
-        if image.mode == "P" or np.isin(codes, known).all() or image.mode == "L" and rgb.max() < len(colorbook):
-            raise ValueError(f"{path}: a mask (a palette, or nothing but classes); expected a picture. Masks belong in masks/ beside "
-                             "images/; a photo stored with a palette has to be saved as RGB")
+        codes, colors = (x.astype(np.int64) @ [65536, 256, 1] for x in (rgb, colorbook.colors))
+        drawn = np.isin(codes, [0, *colors]).all() and codes.any()
+        if image.mode == "P" or drawn or image.mode == "L" and np.isin(rgb, [*range(len(colorbook)), UNLABELLED]).all():
+            raise ValueError(f"{path}: a mask (it has a palette, or nothing but classes); expected a picture. Masks belong in "
+                             "masks/ beside images/; a photo that was stored with a palette has to be saved as RGB")
         if masks:
             ids, kind, snapped = read_mask(masks[stem], colorbook)
             said[f"masks are {kind}" + (" with soft edges" if snapped else "")] += 1
@@ -305,7 +306,7 @@ def read_all(files, masks, size, colorbook, where):
 
 
 def finite(x):
-    """A number as JSON can hold it: NaN (nothing to measure) becomes None."""
+    """A number as JSON can hold it: NaN, which is nothing to measure, becomes None."""
     return None if x is None or math.isnan(x) else float(x)
 
 
