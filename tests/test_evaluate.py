@@ -303,10 +303,12 @@ def test_lowest_and_highest_ssim_are_kept_as_pictures(command, real, fake, tmp_p
         a = next(strengths)
         return ((1 - a) * image + a * noise).astype(np.uint8)
 
-    command("--real", real, "--fake", fake(real / "images", lambda stem: stem, spoil))
+    report = command("--real", real, "--fake", fake(real / "images", lambda stem: stem, spoil))
     stems = sorted(list_files(real / "images"))
     names = {end: sorted(path.stem for path in (tmp_path / "report" / f"ssim_{end}").iterdir()) for end in ("lowest", "highest")}
     assert names["highest"][-1] == f"1.0000_{stems[0]}" and names["lowest"][0].endswith(stems[-1])
+    every = [float(name.split("_")[0]) for name in names["lowest"]]  # there are but ten pictures
+    assert (value(report, "SSIM"), report["numbers"]["SSIM"]["std"]) == pytest.approx((np.mean(every), np.std(every)), abs=1e-4)
     (tmp_path / "fake" / f"{stems[0]}.png").unlink()
     command("--real", real, "--fake", tmp_path / "fake")
     assert len(list((tmp_path / "report" / "ssim_highest").iterdir())) == 9  # those of the first evaluation are gone
