@@ -1,7 +1,7 @@
 """How good are the pictures: do they obey the mask, and do they look real?
 
     python evaluate.py --real data/idd_lite/prepared/test --fake out                       what needs no segmenter
-    python evaluate.py --real test/ --fake out/ --segmenter runs/judge/segmenter.pt   and whether the masks were obeyed
+    python evaluate.py --real test/ --fake out/ --segmenter runs/segmenter/checkpoint.pt   and whether the masks were obeyed
     python evaluate.py --real test/ --fake out/ --segmenter facebook/mask2former-swin-large-cityscapes-semantic
     python evaluate.py --real test/ --fake out/ --train train/                             and whether pictures were copied
 
@@ -33,17 +33,17 @@ from dataset import UNLABELLED, Colorbook, contact_sheet, fit, fit_pair, list_fi
 from train import pick_device
 
 MEANING = {  # of a number: what it says; what it cannot tell
-    "SSIM": "likeness to the real picture of the mask, 1 = equal; another light or colour lowers it, so it is no test of the mask",
+    "SSIM": "likeness to the real picture of the mask, 1 = equal; another light or colour lowers it: no test of the mask",
     "FID, layer 2048": "distance of the two sets in Inception's last features, 0 = same mean and covariance; nothing about a "
                        "single picture or its mask",
     "FID, layer 64": "the same in early features, textures and colours (the thesis's scale); blind to what is shown, not "
                      "comparable with layer 2048",
     "KID": "like FID without its bias from N, around 0 = same distribution, may be negative; differences within +- are noise",
-    "share of the ceiling, mean IoU": "of what the segmenter could see, how much is there, classes alike; cannot tell whether it "
-                                      "looks real",
+    "share of the ceiling, mean IoU": "how much of what the segmenter could see is there, classes alike; cannot tell "
+                                      "whether it looks real",
     "share of the ceiling, pixel accuracy": "the same, pixels alike: the large classes decide",
     "distance within a mask": "how different the pictures of one mask are, 0 = always the same one; noise is difference too",
-    "distance between real pictures": "the scale for the line above: real pictures of different masks, which differ in content too",
+    "distance between real pictures": "the scale for the line above: real pictures of different masks; their content differs too",
     "nearest training picture, generated": "distance to the most similar training picture, mirrored or not; far below the next "
                                            "line = copied, but copied details do not show",
     "nearest training picture, real": "the scale for the line above: pictures that nobody copied",
@@ -51,7 +51,7 @@ MEANING = {  # of a number: what it says; what it cannot tell
     "real / mask": "the ceiling: what this segmenter reaches on real pictures; another segmenter has another one",
     "generated / real": "what it sees in both, as in the thesis and the paper; a mistake made in both counts as agreement",
     "pixel accuracy": "share of pixels in the right class; large classes hide small ones",
-    "mean IoU": "mean over the classes that occur of intersection over union, below per class; a rare class weighs as much as road",
+    "mean IoU": "mean over the classes that occur of intersection over union (below, per class); rare ones weigh as much as road",
 }
 DISTANCE = "root mean square difference of 32x32 thumbnails, in grey levels 0..255"
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # so the window is 11x11
@@ -96,7 +96,7 @@ def match_classes(labels, colorbook, where):
         print(f"{where} has no {', '.join(missing)}: pixels of these classes are left out of every number")
     if len(found) < len(labels):
         others = [label for i, label in enumerate(labels) if i not in found.values()]
-        print(f"{where}: {len(others)} of its labels are in no class of the colorbook and are never chosen: {', '.join(others)}")
+        print(f"{where}: {len(others)} of its labels are no class of the colorbook and are never chosen: {', '.join(others)}")
     return found
 
 
@@ -260,9 +260,9 @@ def pair_up(real, fake, real_files, guidance, unpaired):
         return [(None, path, settings) for _, path, settings in made], [], []
     orphans = [path.stem for stem, path, _ in made if stem is None]
     if len(orphans) == len(made):
-        raise ValueError(f"{fake}: no picture has the name of one in {real}. Found {orphans[0]!r} and the like; expected <stem>, "
-                         f"<stem>_<k> or <stem>_w<guidance>_seed<seed> with a stem such as {next(iter(real_files))!r}. Sets "
-                         "without pairs can be compared by FID and KID: say --unpaired")
+        raise ValueError(f"{fake}: no picture has the name of one in {real}. Found {orphans[0]!r} and the like; expected "
+                         f"<stem>, <stem>_<k> or <stem>_w<guidance>_seed<seed> with a stem such as {next(iter(real_files))!r}. "
+                         "Sets without pairs can be compared by FID and KID: say --unpaired")
     made = [m for m in made if m[0] is not None]
     found = {settings["guidance"] for *_, settings in made}
     made = sorted((m for m in made if guidance in (None, m[2]["guidance"])), key=lambda m: m[:2])
@@ -346,7 +346,7 @@ def evaluate(args):
     if paired and min(size) < 11:
         raise ValueError(f"{args.fake}: pictures of {size[0]}x{size[1]}; SSIM needs 11x11, the size of its window, or more")
     fake, _ = read_all([(None, path) for _, path, _ in made], {}, size, colorbook, args.fake)
-    real, truth = read_all([(stem, real_files[stem]) for stem in stems], mask_files if paired else {}, size, colorbook, args.real)
+    real, truth = read_all([(s, real_files[s]) for s in stems], mask_files if paired else {}, size, colorbook, args.real)
     index = {stem: i for i, stem in enumerate(stems)}
     of = torch.tensor([index[stem] for stem, *_ in made if paired], dtype=torch.long)  # of each generated picture, its real one
     for old in (*out.glob("ssim_*est/*.png"), out / "report.json", out / "nearest_training.png"):
@@ -360,7 +360,8 @@ def evaluate(args):
     def batched(function, pictures, what):
         """What a function of images (B, 3, H, W) uint8 makes of pictures, a list of (H, W, 3) uint8, joined."""
         parts = tqdm(torch.arange(len(pictures)).split(args.batch_size), desc=what, unit="batch", leave=False)
-        return torch.cat([function(torch.from_numpy(np.stack([pictures[i] for i in part])).permute(0, 3, 1, 2)) for part in parts])
+        stacked = (torch.from_numpy(np.stack([pictures[i] for i in part])) for part in parts)
+        return torch.cat([function(images.permute(0, 3, 1, 2)) for images in stacked])
 
     # does the segmenter see in the pictures what the mask asked for
     truth = torch.from_numpy(np.stack(truth)) if truth else None
@@ -403,7 +404,7 @@ def evaluate(args):
         def features(images):
             return torch.cat(inception(images.to(device)), dim=1).cpu()
 
-        how = (f"torch-fidelity {version('torch-fidelity')}: {size[0]}x{size[1]} resized to 299x299, bilinear as in TensorFlow 1; "
+        how = (f"torch-fidelity {version('torch-fidelity')}: {size[0]}x{size[1]} resized to 299x299, bilinear as in TensorFlow; "
                f"weights {args.inception_weights or Path(URL_INCEPTION_V3).name}")
         layers = [batched(features, pictures, "Inception").split([64, 2048], dim=1) for pictures in (real, fake)]
         for layer, *both in zip((64, 2048), *layers):
@@ -420,7 +421,8 @@ def evaluate(args):
     if groups:
         number("distance within a mask", np.mean([mean_distance(x) for x in groups]), DISTANCE,
                n=f"{sum(map(len, groups))} generated from {len(groups)} masks")
-        number("distance between real pictures", mean_distance(thumbs_real) if len(real) > 1 else None, DISTANCE, n=f"{len(real)} real")
+        scale = mean_distance(thumbs_real) if len(real) > 1 else None
+        number("distance between real pictures", scale, DISTANCE, n=f"{len(real)} real")
     elif paired:
         print("one picture per mask: how different they can be is not measured (sample.py --n 4 makes four)")
     if train_files:
@@ -429,7 +431,8 @@ def evaluate(args):
         thumbs = torch.cat([thumbs, thumbs.unflatten(1, (3, 32, 32)).flip(-1).flatten(1)])  # training mirrors pictures
         (distance, nearest), (distance_real, _) = (torch.cdist(x, thumbs).min(dim=1) for x in (thumbs_fake, thumbs_real))
         for side, x in (("generated", distance), ("real", distance_real)):
-            number(f"nearest training picture, {side}", x.mean(), DISTANCE, x.std(correction=0), f"{len(x)} {side}, {len(train)} training")
+            number(f"nearest training picture, {side}", x.mean(), DISTANCE, x.std(correction=0),
+                   f"{len(x)} {side}, {len(train)} training")
         train += [picture[:, ::-1] for picture in train]
         rows = [[fake[j], train[nearest[j]]] + [real[i] for i in of[j : j + 1]] for j in distance.argsort()[:8].tolist()]
         contact_sheet(rows, ["generated", "nearest in training", "real"][: len(rows[0])]).save(out / "nearest_training.png")
@@ -437,14 +440,14 @@ def evaluate(args):
     # the set at a glance
     rows, titles = [real[:8], fake[:8]], ()
     if paired:
-        columns = {"real": (real, of), "generated": (fake, range(len(fake)))}
+        chosen = [(of[j], j) for j in np.unique(np.linspace(0, len(fake) - 1, 8).round().astype(int))]
+        columns = {"real": [real[i] for i, _ in chosen], "generated": [fake[j] for _, j in chosen]}
         if truth is not None:
-            columns = {"mask": (list(map(colorbook.paint, truth.numpy())), of)} | columns
+            columns = {"mask": [colorbook.paint(truth[i].numpy()) for i, _ in chosen]} | columns
         if segment:
-            columns |= {"seen in real": (list(map(colorbook.paint, seen_real.numpy())), of),
-                        "seen in generated": (list(map(colorbook.paint, seen_fake.numpy())), range(len(fake)))}
-        chosen = np.unique(np.linspace(0, len(fake) - 1, 8).round().astype(int))
-        rows, titles = [[pictures[index[j]] for pictures, index in columns.values()] for j in chosen], list(columns)
+            columns["seen in real"] = [colorbook.paint(seen_real[i].numpy()) for i, _ in chosen]
+            columns["seen in generated"] = [colorbook.paint(seen_fake[j].numpy()) for _, j in chosen]
+        rows, titles = list(zip(*columns.values())), list(columns)
     contact_sheet(rows, titles).save(out / "at_a_glance.png")
 
     legend = {name: MEANING[name] for name in (*next(iter(table.values())), "pixel accuracy", "mean IoU")} if table else {}
