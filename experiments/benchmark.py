@@ -179,6 +179,7 @@ def optimiser(cfg, device, rounds):
         for averaged, p in zip(ema.parameters(), model.parameters()):
             averaged.lerp_(p, 0.005)
 
+    @torch.no_grad()
     def together():
         torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 0.005)
 

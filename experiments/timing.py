@@ -5,11 +5,12 @@
                                                               all of it at the thesis's size, for a GPU
     python -m experiments.timing --pictures 1 4 --full        every step of the 1000 is taken, none is extrapolated
 
-Sampling: the real samplers on random masks, after a warm-up, guidance at every step. Of a run longer than --timed-steps only that
-many steps are timed: the time to the end of the first one, plus the median of the others for each that is left, since every
-step is the same work. Training: train.py's step (batch to the device, loss, backward, clipping, AdamW, EMA) on random pairs. Peak memory
-is that of tensors: on CUDA the allocator's, on a CPU the profiler's. The device's rate is that of a large matrix product at the
-same precision in the same run; the network's operations are counted by torch, not assumed.
+Sampling: the real samplers on random masks, after a warm-up, guidance at every step, at sample.precision and sample.compile of the
+config. Of a run longer than --timed-steps only that many steps are timed: the time to the end of the first one, plus the median of
+the others for each that is left, since every step is the same work. Training: train.py's step (batch to the device, loss, backward,
+clipping, AdamW, EMA) on random pairs; fp32 has TF32 off, unlike train.py and sampling, which leave cuDNN's default on. Peak
+memory is that of tensors: on CUDA the allocator's, on a CPU the profiler's. The device's rate is that of a large matrix product
+at the same precision in the same run; the network's operations are counted by torch, not assumed.
 """
 
 import argparse
@@ -185,7 +186,8 @@ def time_training(cfg, num_classes, device, precision, mode, layout, repeats):
         torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])
         scaler.step(optimizer)
         scaler.update()
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - c["ema"])
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - c["ema"])
 
     step()
     step()
