@@ -46,7 +46,8 @@ SETTINGS = {  # every key of config.yaml: its type, or the values that it may ha
     "model": {"conditional": bool, "hidden_dim": int, "emb_dim": int, "attention": bool},
     "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": SHARE, "beta_end": SHARE,
                   "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": int, "accumulate": int, "lr": float, "warmup": int, "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
+    "train": {"steps": int, "batch_size": int, "accumulate": int, "lr": float, "warmup": int, "hold": int, "beta2": SHARE,
+              "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
               "precision": ("fp32", "fp16", "bf16"), "compile": bool,
               "activation_checkpointing": bool, "fsdp": bool, "log_every": int, "val_every": int, "val_pairs": int,
               "preview_every": int, "previews": int, "save_every": int},
@@ -189,7 +190,7 @@ def load_checkpoint(path):
             state = torch.load(candidate, map_location="cpu", weights_only=True)
             missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
         except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-            problem = problem or ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}")
+            problem = problem or ValueError(f"{path}: not readable as a checkpoint: {(str(error) or repr(error)).splitlines()[0]}")
             continue
         if missing:
             raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
@@ -225,8 +226,9 @@ def agree(number, device):
 
 def shard(model):
     """FSDP2: each process keeps a part of every weight, and puts a block together when it runs."""
+    model.to(memory_format=torch.contiguous_format)  # FSDP takes no other layout
     for block in model.children():
-        if any(True for _ in block.parameters()):
+        if list(block.parameters()):
             fully_shard(block)
     register_fsdp_forward_method(fully_shard(model), "mask_features")
 
@@ -312,6 +314,7 @@ def train(cfg, resume=False, dry_run=False):
     # model, its average, optimiser, loss scaler
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, num_classes, device)
+    torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0, not with noise that has to be unlearnt
     ema = copy.deepcopy(model).requires_grad_(False)
     step, seconds = 0, 0.0
     if resume:
@@ -328,7 +331,7 @@ def train(cfg, resume=False, dry_run=False):
     if c["fsdp"]:
         shard(model)
         shard(ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
     if resume:
         for p, moments in zip(model.parameters(), state["optimizer"]["state"].values()):
@@ -397,7 +400,7 @@ def train(cfg, resume=False, dry_run=False):
 
     while step < c["steps"] and not halt:
         for group in optimizer.param_groups:
-            group["lr"] = c["lr"] * min(1, (step + 1) / c["warmup"])
+            group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
         optimizer.zero_grad()
         for planes in next(loader).chunk(c["accumulate"]):
             x0, mask = unpack(planes, num_classes)
@@ -411,7 +414,8 @@ def train(cfg, resume=False, dry_run=False):
         scaler.update()
         step += 1
         decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
         # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
         sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
