@@ -1,17 +1,18 @@
-"""Diffusion: noise schedules, the training loss, and three hand-written samplers.
+"""Diffusion: noise schedules, the training loss, and four hand-written samplers.
 
     diffusion = Diffusion(T=1000, schedule="thesis")
     loss = diffusion.loss(model, x0, mask)                          # Algorithm 1
     eps_fn = guided_eps(model, diffusion, mask, guidance=3.0)       # the network as a noise prediction
     noise = noise_like_seeds([1, 2, 3], (3, 64, 64), device)        # one seed per picture
-    x0 = dpm_solver(eps_fn, noise(), diffusion.alpha_bar, steps=20) # or ddpm(...), ddim(...)
+    x0 = dpm_solver(eps_fn, noise(), diffusion.alpha_bar, steps=20) # or plms, ddim, ddpm
 
 Images are float in [-1, 1], shape (B, 3, H, W); masks are one-hot (B, K, H, W); t is 0..T-1 everywhere, and
 x_t = sqrt(alpha_bar[t]) x_0 + sqrt(1 - alpha_bar[t]) eps. A sampler knows nothing of networks: it is given any
 function eps_fn(x, t) with t an int, so that an exact answer can stand in for the network.
 
 Sources: Ho et al. 2020 (DDPM), Ho and Salimans 2022 (classifier-free guidance), Salimans and Ho 2022 (v),
-Song et al. 2021 (DDIM), Lu et al. 2022 (DPM-Solver++), Nichol and Dhariwal 2021, and the thesis (Bozsó 2023).
+Song et al. 2021 (DDIM), Lu et al. 2022 (DPM-Solver++), Liu et al. 2022 (PLMS), Kynkäänniemi et al. 2024 (guidance in an
+interval), Nichol and Dhariwal 2021, and the thesis (Bozsó 2023).
 """
 
 import math
@@ -55,6 +56,10 @@ class Diffusion(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}: expected eps or v")
         self.T, self.prediction = T, prediction
         self.alpha_bar = torch.cumprod(1 - make_betas(schedule, T, beta_start, beta_end), dim=0)
+        if self.alpha_bar[-1] < 1e-12 or self.alpha_bar[0] > 1 - 1e-12:  # float32 cannot tell picture and noise apart there
+            raise ValueError(f"schedule {schedule!r} with T {T} and betas from {beta_start} to {beta_end} takes alpha_bar from "
+                             f"{self.alpha_bar[0]:.3g} to {self.alpha_bar[-1]:.3g}; expected between 1 - 1e-12 and 1e-12: "
+                             "choose a larger beta_start, or a smaller beta_end or T")
         self.register_buffer("signal", self.alpha_bar.sqrt().float(), persistent=False)        # sqrt(alpha_bar)
         self.register_buffer("sigma", (1 - self.alpha_bar).sqrt().float(), persistent=False)   # sqrt(1 - alpha_bar)
 
@@ -99,28 +104,36 @@ class Diffusion(nn.Module):
 # ----------------------------------------------------------------------------------- the network as eps_fn
 
 
-def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True):
+def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True, interval=None):
     """A function eps_fn(x, t) with classifier-free guidance: eps = eps_u + w (eps_c - eps_u), w = guidance.
 
     mask       one-hot (B, K, H, W), or None for unconditional samples; its features are computed here, once
     guidance   w; 1 is the conditional prediction alone and 0 the unconditional one: one pass of the network per
                step. Every other value takes two,
     one_batch  both in one batch of 2B, or, False, as two calls that need half the memory
+    interval   (low, high): w only where low < sqrt((1 - alpha_bar) / alpha_bar) <= high, the noise for a signal of 1;
+               w = 1 at other t (Kynkäänniemi et al. 2024). None: w everywhere
     """
+    low, high = interval or (0.0, math.inf)
+    noise_level = ((1 - diffusion.alpha_bar) / diffusion.alpha_bar).sqrt().tolist()
+    features = both = None
     with torch.no_grad():
-        features = model.mask_features(mask) if mask is not None and guidance != 0 else None
+        if mask is not None and (guidance != 0 or interval):
+            features = model.mask_features(mask)
+        if features is not None and guidance not in (0, 1) and one_batch:
+            both = torch.cat([features, torch.zeros_like(features)])  # adding zeros is adding no mask
 
     def eps_fn(x, t):
+        w = guidance if low < noise_level[t] <= high else 1
         t = torch.full((x.shape[0],), t, device=x.device)
-        if features is None or guidance == 1:
-            out = model(x, t, features=features)
+        if features is None or w in (0, 1):
+            out = model(x, t, features=features if w else None)
         elif one_batch:
-            both = torch.cat([features, torch.zeros_like(features)])
             out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
-            out = out_u + guidance * (out_c - out_u)
+            out = out_u + w * (out_c - out_u)
         else:
             out_c, out_u = model(x, t, features=features).float(), model(x, t).float()
-            out = out_u + guidance * (out_c - out_u)
+            out = out_u + w * (out_c - out_u)
         return diffusion.to_eps(out, x, t)  # linear in `out`, so guiding v guides eps
 
     return eps_fn
@@ -145,6 +158,11 @@ def predict_x0(x, eps, alpha_bar_t, clip=True):
     """x_0 from x_t and the noise in it; clip bounds it to [-1, 1], the range of images."""
     x0 = (x - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
     return x0.clamp(-1, 1) if clip else x0
+
+
+def predict_eps(x, x0, alpha_bar_t):
+    """The noise between x_t and x_0: what clipping left of a prediction."""
+    return (x - math.sqrt(alpha_bar_t) * x0) / math.sqrt(1 - alpha_bar_t)
 
 
 def trailing_steps(T, steps):
@@ -190,7 +208,7 @@ def ddim(eps_fn, x, alpha_bar, steps=50, eta=0.0, noise=None, clip=True, observe
         x0 = predict_x0(x, eps, abar, clip)
         if observe:
             observe(t, x, eps, x0)
-        eps = (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)                          # what clipping left of it
+        eps = predict_eps(x, x0, abar)
         sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))  # equation 16
         x = math.sqrt(abar_prev) * x0 + math.sqrt(max(0.0, 1 - abar_prev - sigma**2)) * eps
         if sigma > 0:
@@ -226,6 +244,30 @@ def dpm_solver(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
         x0_prev = x0
 
 
+@torch.no_grad()
+def plms(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
+    """PLMS (Liu et al. 2022): DDIM's step along a mean of the last four predictions of the noise, extrapolated (Adams-Bashforth).
+
+    Without the paper's Runge-Kutta start: the first steps take as many predictions as there are, so that every step
+    is one call of eps_fn. Deterministic, second order.
+    """
+    weights = [(1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
+    ts = trailing_steps(len(alpha_bar), steps)
+    alpha_bar = alpha_bar.tolist()
+    past = []  # the newest first
+    for t, t_prev in zip(ts, ts[1:] + [None]):
+        abar, abar_prev = alpha_bar[t], alpha_bar[t_prev] if t_prev is not None else 1.0
+        eps = eps_fn(x, t)
+        x0 = predict_x0(x, eps, abar, clip)
+        if observe:
+            observe(t, x, eps, x0)
+        past = [predict_eps(x, x0, abar), *past[:3]]
+        eps = sum(w * e for w, e in zip(weights[len(past) - 1], past))
+        x0 = predict_x0(x, eps, abar, clip)
+        x = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev) * predict_eps(x, x0, abar)
+    return x
+
+
 def sample(eps_fn, noise, alpha_bar, sampler="dpm_solver", steps=20, eta=0.0, observe=None):
     """Pictures (B, 3, H, W) in [-1, 1] by the sampler of that name; ddpm always walks all T steps."""
     if sampler == "ddpm":
@@ -234,6 +276,8 @@ def sample(eps_fn, noise, alpha_bar, sampler="dpm_solver", steps=20, eta=0.0, ob
         x = ddim(eps_fn, noise(), alpha_bar, steps, eta, noise, observe=observe)
     elif sampler == "dpm_solver":
         x = dpm_solver(eps_fn, noise(), alpha_bar, steps, observe=observe)
+    elif sampler == "plms":
+        x = plms(eps_fn, noise(), alpha_bar, steps, observe=observe)
     else:
-        raise ValueError(f"unknown sampler {sampler!r}: expected dpm_solver, ddim or ddpm")
+        raise ValueError(f"unknown sampler {sampler!r}: expected dpm_solver, plms, ddim or ddpm")
     return x.clamp(-1, 1)

@@ -37,6 +37,7 @@ from unet import UNet
 # --------------------------------------------------------------------------------------------------- config
 
 SIZE, SHARE = "two multiples of 8: [height, width]", "a number from 0 to 1"
+INTERVAL = "two rising numbers, 0 or more: [lowest, highest], or [] for no limits"
 SETTINGS = {  # every key of config.yaml: its type, or the values that it may have
     "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": int, "out": str,
     "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "augment": {
@@ -50,8 +51,9 @@ SETTINGS = {  # every key of config.yaml: its type, or the values that it may ha
               "precision": ("fp32", "fp16", "bf16"), "compile": bool,
               "activation_checkpointing": bool, "fsdp": bool, "log_every": int, "val_every": int, "val_pairs": int,
               "preview_every": int, "previews": int, "save_every": int},
-    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "ddim", "ddpm"), "steps": int, "eta": SHARE,
-               "guidance": float, "one_batch": bool, "seed": int, "batch_size": int, "out": str},
+    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "plms", "ddim", "ddpm"), "steps": int, "eta": SHARE,
+               "guidance": float, "guidance_interval": INTERVAL, "one_batch": bool, "seed": int, "batch_size": int,
+               "precision": ("auto", "fp32", "fp16", "bf16"), "compile": bool, "out": str},
 }
 
 
@@ -78,6 +80,9 @@ def checked(key, value, where):
             pass
     if want is SIZE:
         fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 and v % 8 == 0 for v in value)
+    elif want is INTERVAL:
+        fine = value == [] or (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
+                               and 0 <= value[0] < value[1])
     elif isinstance(want, tuple):
         fine, want = value in want, f"one of {', '.join(want)}"
     elif want in (float, SHARE):
