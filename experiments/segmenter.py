@@ -59,11 +59,11 @@ def add_extra(pairs, folder, masks_folder):
             raise ValueError(f"{path}: a palette picture, which is what masks are; expected generated pictures in {folder}")
         image = np.array(picture.convert("RGB"))
         ids = fit(read_mask(mask, pairs.colorbook)[0], image.shape[:2])  # as sample.py fitted it
-        image, ids = fit_pair(image, ids, pairs.size, None, f"{path} and {mask}")
-        added.append((torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids)))
+        image, ids = fit_pair(image, ids, pairs.planes.shape[2:], None, f"{path} and {mask}")
+        added.append(torch.from_numpy(np.concatenate([image.transpose(2, 0, 1), ids[None]])))
     print(f"{folder}: {len(used)} generated pictures of {len(set(used.values()))} masks added to {len(pairs)} real pairs")
     pairs.files = pairs.files + [(path.stem, path, mask) for path, mask in used.items()]
-    pairs.held = [torch.cat([held, torch.stack(more)]) for held, more in zip(pairs.held, zip(*added))]
+    pairs.planes = torch.cat([pairs.planes, torch.stack(added)])
 
 
 def load_backbone(net, path):
@@ -92,16 +92,16 @@ def train_segmenter(pairs, settings, seed, device, title):
     steps, half = settings["steps"], settings["precision"] == "bf16"
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings["lr"], weight_decay=0.01)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=steps + 1, pct_start=0.1)
-    loader = batches(pairs, settings["batch_size"], seed)
+    loader = batches(pairs, settings["batch_size"], seed, flip=0.5, augment=AUGMENT, device=device)
     bar = tqdm(range(1, steps + 1), unit="img", unit_scale=settings["batch_size"], desc=title, dynamic_ncols=True)
     for step in bar:
-        images, ids = (part.to(device) for part in next(loader))
+        images, ids = next(loader).split([3, 1], dim=1)
         x = normalise(F.interpolate(images.float(), size=settings["size"], mode="bilinear", antialias=True))
         with torch.autocast(device.type, torch.bfloat16, half):
             logits = net(x.contiguous(memory_format=torch.channels_last))["out"]
-        logits = F.interpolate(logits.float(), size=ids.shape[1:], mode="bilinear")
+        logits = F.interpolate(logits.float(), size=ids.shape[2:], mode="bilinear")
         labelled = (ids != UNLABELLED).sum().clamp(min=1)
-        loss = F.cross_entropy(logits, ids.long(), ignore_index=UNLABELLED, reduction="sum") / labelled
+        loss = F.cross_entropy(logits, ids[:, 0].long(), ignore_index=UNLABELLED, reduction="sum") / labelled
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -117,7 +117,7 @@ def judge(path, pairs, device, batch_size=64):
     """Pixel accuracy, mean IoU and IoU per class (None where it does not occur) of a checkpoint, as evaluate.py sees it."""
     segment, _ = load_segmenter(path, pairs.colorbook, device)
     K = len(pairs.colorbook)
-    confusion = sum(confusion_matrix(ids, segment(images), K) for images, ids in zip(*(p.split(batch_size) for p in pairs.held)))
+    confusion = sum(confusion_matrix(planes[:, 3], segment(planes[:, :3]), K) for planes in pairs.planes.split(batch_size))
     accuracy, mean_iou, iou = scores(confusion)
     by_class = {name: None if math.isnan(value) else value for name, value in zip(pairs.colorbook.names, iou.tolist())}
     return {"pixel accuracy": accuracy, "mean IoU": mean_iou} | by_class
@@ -183,7 +183,7 @@ def run(args):
     # data: what is trained on, and what it is judged on
     files = list_files(args.root / "train" / "images")
     detail = list(args.detail or (read_image(next(iter(files.values()))).shape[:2] if files else (64, 64)))
-    pools = {"real": Pairs(args.root, "train", detail, flip=0.5, augment=AUGMENT, memory_gb=float("inf"))}
+    pools = {"real": Pairs(args.root, "train", detail, memory_gb=float("inf"))}
     held_out = {split: Pairs(args.root, split, detail, memory_gb=float("inf")) for split in ("val", "test")
                 if (args.root / split).is_dir()}
     if not held_out:
@@ -199,7 +199,7 @@ def run(args):
     settings = {"arch": args.arch, "detail": detail, "size": [side * args.scale for side in detail], "steps": args.steps,
                 "batch_size": args.batch_size, "lr": args.lr, "precision": args.precision,
                 "backbone": args.backbone and str(args.backbone), "seed": args.seed, "augment": AUGMENT,
-                "pairs": {name: [len(pairs), *(zlib.crc32(part.numpy()) for part in pairs.held)]
+                "pairs": {name: [len(pairs), zlib.crc32(pairs.planes.numpy())]
                           for name, pairs in (pools | held_out).items()}}
     results = {"settings": settings, "runs": {name: {} for name in pools}}
     file = out / "results.json"

@@ -70,7 +70,7 @@ def test_judge_learns_and_evaluate_loads_it(command, flat_root, tmp_path):
     """evaluate.py would be given a judge that knows nothing, or would read another answer out of it."""
     results = command("--arch", "lraspp_mobilenet_v3_large", "--steps", 40, "--scale", 4, "--batch-size", 8, "--lr", 3e-3)
     val = Pairs(flat_root, "val", (16, 16))
-    images, ids = val.held
+    images, ids = val.planes[:, :3], val.planes[:, 3]
     segment, found = evaluate.load_segmenter(tmp_path / "run" / "checkpoint.pt", val.colorbook, torch.device("cpu"))
     predicted = segment(images)
     accuracy = (predicted == ids).double().mean().item()
@@ -103,10 +103,9 @@ def test_generated_pictures_get_the_mask_they_were_made_from(flat_root, tmp_path
     for stem in expected:
         Image.new("RGB", (24, 16), MAGENTA).save(tmp_path / "out" / f"{stem}.png")
     segmenter.add_extra(pairs, tmp_path / "out", tmp_path / "masks")
-    assert len(pairs) == 56 and len(pairs.held[0]) == 56
+    assert len(pairs) == 56 and len(pairs.planes) == 56
     for i in range(50, 56):
-        image, ids = pairs[i]
-        assert (ids == expected[pairs.files[i][0]]).all() and image.shape == (3, 16, 16) and image[1].max() == 0
+        assert (pairs.planes[i, 3] == expected[pairs.files[i][0]]).all() and pairs.planes[i, 1].max() == 0
 
 
 def test_finished_runs_are_kept(command, generated, small, monkeypatch):
@@ -156,11 +155,11 @@ def test_verdict(added, words, capsys):
 
 def test_unlabelled_pixels_teach_nothing(flat_root, small):
     """A judge would die of an unlabelled pixel, or of a picture without labels."""
-    pairs = Pairs(flat_root, "train", (16, 16), flip=0.5, augment=segmenter.AUGMENT)
+    pairs = Pairs(flat_root, "train", (16, 16))
     settings = {"arch": "", "size": [16, 16], "steps": 60, "batch_size": 4, "lr": 0.1, "precision": "fp32", "backbone": None}
-    pairs.held[1][:40] = 255  # four of five pictures: as any class, they would drown the others
+    pairs.planes[:40, 3] = 255  # four of five pictures: as any class, they would drown the others
     net = segmenter.train_segmenter(pairs, settings, 0, torch.device("cpu"), "test")
-    images, ids = pairs.held
+    images, ids = pairs.planes[:, :3], pairs.planes[:, 3]
     predicted = net(segmenter.normalise(images))["out"].argmax(1)
     assert (predicted == ids)[ids != 255].float().mean() > 0.95
 
