@@ -433,10 +433,13 @@ def train(cfg, resume=False, dry_run=False):
             sums /= ranks
         loss_mean, norm_mean = (sums / (step - since)).tolist()
         seconds = time.monotonic() - started
-        if not (math.isfinite(loss_mean) and math.isfinite(norm_mean)) or scaler.is_enabled() and scaler.get_scale() < 1:
+        problem = "" if math.isfinite(loss_mean) and math.isfinite(norm_mean) else "loss or gradient is not finite"
+        if scaler.is_enabled() and scaler.get_scale() < 1:
+            problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
+        if problem:
             bar.close()
-            raise ValueError(f"step {step}: loss or gradient is not finite. {path} " + ("keeps the last good state"
-                             if path.exists() else "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
+            raise ValueError(f"step {step}: {problem}. {path} " + ("keeps the last good state" if path.exists() else
+                             "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
         row = dict.fromkeys(columns, "")
         if due["val_every"]:
             args = held_out, c["val_pairs"], num_classes, c["batch_size"], device, autocast
