@@ -372,7 +372,7 @@ def evaluate(args):
             truth[~torch.isin(truth, torch.tensor(list(known)))] = UNLABELLED
             columns = {"generated / mask": (truth[of], seen_fake), "real / mask": (truth[of], seen_real[of])} | columns
         for column, sides in columns.items():
-            confusion = sum(confusion_matrix(*part, len(colorbook)) for part in zip(*(ids.split(64) for ids in sides)))
+            confusion = sum(confusion_matrix(true, seen, len(colorbook)) for true, seen in zip(*(ids.split(64) for ids in sides)))
             accuracy, mean_iou, iou = scores(confusion)
             for name, value in zip(("pixel accuracy", "mean IoU", *colorbook.names), (accuracy, mean_iou, *iou.tolist())):
                 table.setdefault(name, {})[column] = finite(value)

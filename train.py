@@ -30,7 +30,7 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from dataset import Colorbook, Pairs, batches, contact_sheet, to_uint8, unpack
+from dataset import Pairs, batches, contact_sheet, to_uint8, unpack
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from unet import UNet
 

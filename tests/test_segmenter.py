@@ -10,7 +10,7 @@ import torchvision
 from PIL import Image
 
 import evaluate
-from conftest import CLASSES, flat_scene
+from conftest import CLASSES
 from dataset import Colorbook, Pairs, save_mask
 from experiments import segmenter
 
