@@ -302,15 +302,20 @@ def fit_pair(image, ids, size, crop, where):
 
 
 def list_files(folder, ending=""):
-    """{stem: path} of the pictures in a folder; `ending` is what a name must end with before the suffix, and loses."""
+    """{stem: path} of the pictures in a folder; `ending` is what a name must end with before the suffix, and loses.
+
+    Stems are composed Unicode (NFC), in which names that macOS has taken apart are equal to others again. Hidden files and
+    folders are no pictures.
+    """
     files = {}
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such folder")
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
-            stem = path.stem.removesuffix(ending)
+        if path.suffix.lower() in SUFFIXES and path.stem.endswith(ending) and path.name[0] != "." and not path.is_dir():
+            stem = unicodedata.normalize("NFC", path.stem.removesuffix(ending))
             if stem in files:
-                raise ValueError(f"{path} and {files[stem].name} have the same stem, which is what pairs are matched by")
+                raise ValueError(f"{path} and {files[stem].name} have the same stem, which is what pairs are matched by: "
+                                 "rename or delete one of them")
             files[stem] = path
     return files
 
@@ -389,14 +394,16 @@ class Pairs(Dataset):
                 raise ValueError(f"{needed}: no such folder. Prepare the data first (python -m data.<name>.prepare), "
                                  "or set data.root to a folder with {train,val,test}/{images,masks}")
         self.colorbook = Colorbook.load(Path(root) / "colorbook.json")
-        self.files = match_pairs(list_files(folder / "images"), list_files(folder / "masks"), folder)
+        images, masks = list_files(folder / "images"), list_files(folder / "masks")
+        self.folder, self.files = folder, match_pairs(images, masks, folder)
         if not self.files:
-            raise ValueError(f"{folder}: no image has a mask of the same name")
+            raise ValueError(f"{folder}: none of {len(images)} image(s) has a mask of the same name among {len(masks)}; "
+                             f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
         self.found, self.held = Counter(), None
         if len(self.files) * 4 * size[0] * size[1] <= memory_gb * 2**30:
-            pairs = [self.read(i) for i in tqdm(range(len(self.files)), desc=f"reading {split}", unit="pair", leave=False)]
-            self.held = [torch.stack(part) for part in zip(*pairs)]
-            print(f"{folder}: {len(self)} pairs in memory: " + ", ".join(f"{n} {k}" for k, n in self.found.items()))
+            held = [torch.empty(len(self), *shape, dtype=torch.uint8) for shape in ((3, *self.size), self.size)]
+            self.read_all(held)
+            self.held = held
 
     def __len__(self):
         return len(self.files)
@@ -409,6 +416,23 @@ class Pairs(Dataset):
             self.found["enlarged (prepare the data with a larger --size)"] += 1
         image, ids = fit_pair(image, ids, self.size, None, f"{image_file} and {mask_file}")
         return torch.from_numpy(image).permute(2, 0, 1), torch.from_numpy(ids)
+
+    def read_all(self, held=None):
+        """Read every pair, into `held` if that is given; a ValueError lists those that cannot be used, at most 10 of them."""
+        bad = []
+        for i in tqdm(range(len(self)), desc=f"reading {self.folder.name}", unit="pair", leave=False):
+            try:
+                pair = self.read(i)
+            except ValueError as error:
+                bad.append(str(error))
+                continue
+            for part, value in zip(held or (), pair):
+                part[i] = value
+        if bad:
+            raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; mend or delete them:\n"
+                             + "\n".join(bad[:10]) + (f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""))
+        print(f"{self.folder}: {len(self)} pairs {'in memory' if held else 'can be read'}: "
+              + ", ".join(f"{n} {k}" for k, n in self.found.items()))
 
     def __getitem__(self, item):
         i, rng = item if isinstance(item, tuple) else (item, None)

@@ -228,6 +228,9 @@ def train(cfg, resume=False, dry_run=False):
         prepare(root, size=tuple(d["size"]))
     pairs = Pairs(root, "train", d["size"], d["flip"], d["augment"], d["memory_gb"])
     held_out = Pairs(root, d["val"], d["size"], memory_gb=d["memory_gb"])
+    for part in (pairs, held_out):
+        if dry_run and not part.held:  # a bad file would else be found when its turn comes, perhaps after hours
+            part.read_all()
     colorbook, num_classes = pairs.colorbook, len(pairs.colorbook)
 
     # model, its average, optimiser, loss scaler
