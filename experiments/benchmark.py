@@ -280,6 +280,7 @@ def benchmark(cfg, device, only, rounds, out):
     result = machine(device) | {"size": cfg["data"]["size"], "hidden_dim": cfg["model"]["hidden_dim"], "rounds": rounds,
                                 "batch_size": cfg["train"]["batch_size"]}
     print(", ".join(f"{k} {v}" for k, v in result.items()))
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     for name in only:
         try:
             result[name] = PARTS[name](cfg, device, rounds)
@@ -300,7 +301,7 @@ def main():
     parser.add_argument("--only", nargs="+", choices=list(PARTS), default=list(PARTS), metavar="PART", help=f"some of {', '.join(PARTS)}")
     parser.add_argument("--rounds", type=int, default=7, help="(default: %(default)s)")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"], default="cpu", help="(default: %(default)s)")
-    parser.add_argument("--out", default="benchmark.json", help="(default: %(default)s)")
+    parser.add_argument("--out", default="out/benchmark.json", help="(default: %(default)s)")
     args = parser.parse_args()
     try:
         if args.rounds < 1:

@@ -75,12 +75,12 @@ def set_precision(precision):
 
 
 def matrix_rate(device, precision):
-    """The best of ten products of two (n, n) matrices, in operations per second."""
+    """The best of five products of two (n, n) matrices, in operations per second."""
     n = 8192 if device.type == "cuda" else 2048
     dtype = {"fp32": torch.float32, "fp16": torch.float16, "bf16": torch.bfloat16}[set_precision(precision)]
     a, b = torch.randn(2, n, n, device=device).to(dtype)
     best = float("inf")
-    for _ in range(10):
+    for _ in range(5):
         start = now(device)
         a @ b
         best = min(best, now(device) - start)
@@ -223,6 +223,7 @@ def timing(cfg, device, pictures, timed, full, precisions, modes, layouts, out):
         "gflop_forward": forward / 1e9, "gflop_training_image": training / 1e9, "sampling_seconds": [], "training": []}
     print("\n".join(f"{k}: {v:.1f}" if type(v) is float else f"{k}: {v}" for k, v in result.items() if v != []))
 
+    Path(out).parent.mkdir(parents=True, exist_ok=True)
     torch.backends.cudnn.benchmark = True  # as in train.py and sample.py
 
     def save():
@@ -272,7 +273,7 @@ def main():
     parser.add_argument("--precisions", nargs="*", choices=PRECISIONS, help="of training (default: all on CUDA, else fp32 bf16)")
     parser.add_argument("--modes", nargs="+", choices=["eager", "compiled"], default=["eager"], help="(default: eager)")
     parser.add_argument("--layouts", nargs="+", choices=list(LAYOUTS), default=["channels_last"], help="(default: channels_last)")
-    parser.add_argument("--out", default="timing.json", help="(default: %(default)s)")
+    parser.add_argument("--out", default="out/timing.json", help="(default: %(default)s)")
     args = parser.parse_args()
     try:
         cfg = load_config(args.config, args.preset, args.set)

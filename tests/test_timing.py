@@ -75,6 +75,16 @@ def test_tables(tiny, tmp_path, capsys):
         assert row["% of rate"] == pytest.approx(100 * rate) and 0 < row["peak GiB"] < 1 and not row["note"]
 
 
+@pytest.mark.parametrize("module, words, message", [
+    (timing, ["--timed-steps", "2"], "--timed-steps of 3 or more"), (timing, ["--pictures", "0"], "--pictures of 1 or more"),
+    (timing, ["--set", "train.batchsize=2"], "train.batch_size"), (benchmark, ["--rounds", "0"], "expected 1 or more")])
+def test_bad_input(monkeypatch, module, words, message):
+    """A slip on the command line would end in a traceback, or after minutes."""
+    monkeypatch.setattr("sys.argv", ["experiment", *words])
+    with pytest.raises(SystemExit, match=message):
+        module.main()
+
+
 def test_thesis_table():
     """The thesis's times would be shown for another number of pictures: Table 2, 64 pictures, 21:12 and 20:47."""
     assert list(map(timing.minutes, timing.THESIS[64])) == ["21:12", "20:47"]
@@ -113,6 +123,7 @@ def test_passes():
 def test_plain_forms_compute_the_same():
     """A ratio would compare two different functions."""
     model, diffusion = UNet(benchmark.K, 8, 16), Diffusion()
+    torch.nn.init.normal_(model.out.weight)
     x, mask = torch.randn(2, 3, 8, 8), torch.rand(2, benchmark.K, 8, 8)
     with torch.no_grad():
         expected = guided_eps(model, diffusion, mask, benchmark.W)(x, 500)
