@@ -5,7 +5,7 @@
     python sample.py --mask my.png --guidance 1,2,3,5               the same seeds at each guidance, on one sheet
     python sample.py --mask my.png --sampler ddpm                   all 1000 steps of Algorithm 2
     python sample.py --unconditional 16                             no mask
-    torchrun --nproc_per_node=4 sample.py --mask masks/             the same pictures, shared out to 4 processes or GPUs
+    torchrun --nproc_per_node=4 -- sample.py --mask masks/          the same pictures, shared out to 4 processes or GPUs
 
 Settings that are not given come from the `sample` part of --config, where one is named, else from the checkpoint. Every
 picture is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its settings as text; sheet.png shows them side by side.
@@ -14,7 +14,6 @@ picture is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its settin
 import argparse
 import json
 import os
-import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -22,13 +21,14 @@ from datetime import timedelta
 from pathlib import Path
 
 import torch
+import torch.distributed as dist
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
 from dataset import SUFFIXES, UNLABELLED, Colorbook, contact_sheet, fit, list_files, one_hot, read_image, read_mask, to_uint8
 from ddpm import guided_eps, noise_like_seeds, sample
-from train import add_config_arguments, build, checked, load_checkpoint, load_config, pick_device
+from train import add_config_arguments, build, checked, join_processes, load_checkpoint, load_config, pick_device
 
 
 def read_masks(path, colorbook, size):
@@ -86,19 +86,16 @@ def sample_jobs(jobs, masks, model, diffusion, s, device, autocast, show=True):
                 most, B, bar.n = len(full) // 2, 0, done
                 bar.write(f"out of memory with {len(full)} pictures at a time: going on with {most}")
                 continue
+            except RuntimeError as error:
+                if not s["compile"]:
+                    raise
+                raise ValueError(f"with sample.compile: {str(error).splitlines()[0]}; --no-compile does without it") from error
             yield part, pictures
             todo = todo[B:]
     bar.close()
 
 
 def run(args):
-    # under torchrun one of several processes, which meet at the end; only the first one speaks
-    rank, processes, local = (int(os.environ.get(key, value)) for key, value in (("RANK", 0), ("WORLD_SIZE", 1), ("LOCAL_RANK", 0)))
-    if processes > 1:
-        torch.distributed.init_process_group("gloo", timeout=timedelta(days=7))
-    if rank > 0:
-        sys.stdout = open(os.devnull, "w")
-
     # settings: the command line, then a config that was named, then the checkpoint
     named = args.config or args.preset or args.set
     cfg = load_config(args.config or "config.yaml", args.preset, args.set) if named or not args.checkpoint else None
@@ -119,11 +116,10 @@ def run(args):
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
 
     device = pick_device(args.device or (cfg or trained)["device"])
+    rank, ranks = join_processes(device)
+    everybody = dist.new_group(backend="gloo", timeout=timedelta(days=7)) if ranks > 1 else None
     colorbook = Colorbook(state["colorbook"])
-    if device.type == "cuda":
-        device = torch.device("cuda", local % torch.cuda.device_count())
-        torch.cuda.set_device(device)
-        torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
+    torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
     if s["precision"] != "auto":
         trained["train"]["precision"] = s["precision"]
     elif device.type != "cuda" and trained["train"]["precision"] == "fp16":
@@ -162,17 +158,17 @@ def run(args):
             "checkpoint": str(checkpoint), "trained_steps": state["step"]}))
         Image.fromarray(picture).save(file(job), pnginfo=about)
 
-    # each process makes its share of every guidance, and writes a batch while the device works on the next one
-    share = [job for w in guidances for job in [job for job in jobs if job[1] == w][rank::processes]]
+    # each process makes its share of the work, and writes a batch while the device works on the next one
+    share = [job for w in guidances for job in jobs if job[1] == w][rank::ranks]
     with ThreadPoolExecutor() as pool:
         saved = ()
         for part, pictures in sample_jobs(share, masks, model, diffusion, s, device, autocast, show=rank == 0):
             list(saved)  # raises what went wrong in writing
             saved = pool.map(save, part, pictures)
         list(saved)
-    if processes > 1:
-        torch.distributed.barrier()  # until everybody's pictures are there
-        torch.distributed.destroy_process_group()
+    if ranks > 1:
+        dist.barrier(everybody)  # all pictures are there
+        dist.destroy_process_group()
     if rank > 0:
         return
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn as nn
 
 from ddpm import (
-    Diffusion, ddim, ddpm, dpm_solver, guided_eps, make_betas, noise_like_seeds, predict_x0, sample, trailing_steps,
+    Diffusion, ddim, ddpm, dpm_solver, guided_eps, make_betas, noise_like_seeds, plms, predict_x0, sample, trailing_steps,
 )
 from unet import UNet
 
@@ -17,6 +17,7 @@ SAMPLERS = {
     "ddpm": lambda eps_fn, x, abar, **o: ddpm(eps_fn, x, abar, lambda: torch.zeros_like(x), **o),
     "ddim": lambda eps_fn, x, abar, **o: ddim(eps_fn, x, abar, o.pop("steps", 5), **o),
     "dpm_solver": lambda eps_fn, x, abar, **o: dpm_solver(eps_fn, x, abar, o.pop("steps", 5), **o),
+    "plms": lambda eps_fn, x, abar, **o: plms(eps_fn, x, abar, o.pop("steps", 5), **o),
 }
 
 
@@ -96,6 +97,14 @@ def test_unknown_names(options, found):
     """A misspelt schedule or prediction is an error with the known names in it."""
     with pytest.raises(ValueError, match=found):
         Diffusion(**options)
+
+
+@pytest.mark.parametrize("options", [{"T": 4000}, {"T": 1000, "beta_end": 0.9}, {"T": 1000, "beta_start": 1e-17, "schedule": "linear"}])
+def test_schedules_that_float32_cannot_follow(options):
+    """Where nothing of the picture, or of the noise, is left, samplers would divide by zero and paint NaN."""
+    with pytest.raises(ValueError, match="alpha_bar from .* to .* 1e-12: .*beta_end"):
+        Diffusion(**options)
+    Diffusion(T=4000, schedule="nichol")  # the darkest end of those in use: 1.5e-10
 
 
 def test_buffers_move():
@@ -271,6 +280,34 @@ def test_guidance_formula(prediction, guidance, one_batch):
     torch.testing.assert_close(eps, eps_u + guidance * (eps_c - eps_u), atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("sampler, steps", [("ddpm", 40), ("ddim", 8), ("dpm_solver", 8), ("plms", 8)])
+@pytest.mark.parametrize("guidance, one_batch", [(3.0, True), (3.0, False), (1.0, True), (0.0, True)])
+def test_guidance_in_an_interval_saves_passes(sampler, steps, guidance, one_batch):
+    """Outside the interval a step is one pass of the conditional network, inside it costs what guidance costs."""
+    d, model, low, high = Diffusion(T=40, beta_end=0.3), Recorder(), 0.4, 3.0
+    eps_fn = guided_eps(model, d, torch.ones(2, 5, 8, 8), guidance, one_batch, [low, high])
+    sample(eps_fn, noise_like_seeds([1, 2], (3, 8, 8)), d.alpha_bar, sampler, steps)
+    expected = []
+    for t in trailing_steps(40, steps):
+        noise_level = math.sqrt(1 / d.alpha_bar[t].item() - 1)
+        inside = {(3.0, True): [(4, True)], (3.0, False): [(2, True), (2, False)], (1.0, True): [(2, True)], (0.0, True): [(2, False)]}
+        expected += inside[guidance, one_batch] if low < noise_level <= high else [(2, True)]
+    assert [(len(call["x"]), call["features"] is not None) for call in model.calls] == expected
+    assert model.stem_runs == 1 and 0 < sum(call != (2, True) for call in expected) < steps or guidance == 1
+
+
+@torch.no_grad()
+def test_guidance_in_an_interval_is_guidance_there():
+    """Inside the interval, its upper end included, eps is the guided one; outside, its lower end included, the conditional."""
+    model, d, mask, x = tiny_unet(), Diffusion(), masks(1), randn(1, 3, 16, 16).float()
+    level = ((1 - d.alpha_bar) / d.alpha_bar).sqrt().tolist()
+    eps_fn = guided_eps(model, d, mask, 3.0, interval=[level[200], level[600]])
+    everywhere, nowhere = guided_eps(model, d, mask, 3.0), guided_eps(model, d, mask, 1.0)
+    for t, other in ((0, nowhere), (200, nowhere), (201, everywhere), (600, everywhere), (601, nowhere), (999, nowhere)):
+        assert torch.equal(eps_fn(x, t), other(x, t)), t
+    assert not torch.equal(everywhere(x, 0), nowhere(x, 0))
+
+
 # ------------------------------------------------------------------------------------- samplers: single steps
 
 
@@ -337,6 +374,24 @@ def test_dpm_solver_is_the_papers_algorithm_2(steps):
             x = sigma[i + 1] / sigma[i] * x - alpha[i + 1] * ((-h[i]).exp() - 1) * D
 
 
+@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7, 12])
+def test_plms_is_the_papers(steps):
+    """PLMS as Liu et al. print its transfer; the weights are those that integrate polynomials exactly, from 1 to 4 points."""
+    x, predictions = randn(2, 3, 2, 2), []
+    result, seen = trace(plms, bent, x, SHORT, steps, clip=False)
+    ts = trailing_steps(12, steps)
+    for (t, state, _, _), t_next in zip(seen, ts[1:] + [None]):
+        torch.testing.assert_close(state, x)
+        predictions.insert(0, bent(x, t))
+        n = min(4, len(predictions))
+        points = np.vander(-np.arange(n), n, increasing=True).T  # at 0, -1, ... steps; row p: to the power p
+        w = np.linalg.solve(points, 1 / (1 + np.arange(n)))      # the integral from 0 to 1 of the power p
+        eps = sum(float(w[j]) * predictions[j] for j in range(n))
+        a, b = SHORT[t], SHORT[t_next] if t_next is not None else torch.tensor(1.0)
+        x = (b / a).sqrt() * x - (b - a) / (a.sqrt() * (((1 - b) * a).sqrt() + ((1 - a) * b).sqrt())) * eps
+    torch.testing.assert_close(result, x)
+
+
 @pytest.mark.parametrize("sampler, options, draws", [
     (ddpm, {}, 11), (ddim, {"steps": 12, "eta": 1.0}, 11), (ddim, {"steps": 4, "eta": 0.5}, 3), (ddim, {"steps": 4}, 0),
 ])
@@ -374,7 +429,7 @@ def test_the_true_noise_gives_back_the_picture(sampler):
         torch.testing.assert_close(SAMPLERS[sampler](knows(x0, abar), x_T, abar, clip=clip), x0)
 
 
-@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver", "plms"])
 def test_constant_noise_is_a_straight_path(sampler):
     """With one noise all the way, every state is sqrt(alpha_bar) x_0 + sqrt(1 - alpha_bar) eps of the same x_0."""
     abar, x0, eps = Diffusion(50).alpha_bar, randn(2, 3, 4, 4).clamp(-1, 1), randn(2, 3, 4, 4, seed=2)
@@ -400,7 +455,7 @@ def test_trailing_steps():
 
 
 @pytest.mark.parametrize("steps", [0, -1, 13])
-@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver"])
+@pytest.mark.parametrize("sampler", ["ddim", "dpm_solver", "plms"])
 def test_impossible_steps(sampler, steps):
     """More steps than the chain has, or none, is an error that names both numbers."""
     with pytest.raises(ValueError, match=rf"1\.\.12.*{steps}"):
@@ -408,7 +463,7 @@ def test_impossible_steps(sampler, steps):
 
 
 @pytest.mark.parametrize("sampler, steps", [
-    ("ddpm", 12), ("ddim", 5), ("dpm_solver", 5), ("ddim", 1), ("dpm_solver", 1)])
+    ("ddpm", 12), ("ddim", 5), ("dpm_solver", 5), ("plms", 5), ("ddim", 1), ("dpm_solver", 1), ("plms", 1)])
 def test_observe(sampler, steps):
     """Progress bars and drawings see every step as (t, x, eps, x_0), with x_0 inside the range of pictures."""
     x, asked = 2 * randn(2, 3, 2, 2), []
@@ -420,12 +475,13 @@ def test_observe(sampler, steps):
         assert torch.equal(x_t, x_asked) and torch.equal(eps, bent(x_t, t))
         torch.testing.assert_close(x0, ((x_t - (1 - SHORT[t]).sqrt() * eps) / SHORT[t].sqrt()).clamp(-1, 1))
     assert any((x0.abs() == 1).any() for *_, x0 in seen)  # something was clipped
-    torch.testing.assert_close(result, seen[-1][3])
+    if sampler != "plms" or steps == 1:  # whose last step too goes along a mean of predictions
+        torch.testing.assert_close(result, seen[-1][3])
     if sampler == "dpm_solver":
         assert torch.equal(result, seen[-1][3])
 
 
-@pytest.mark.parametrize("sampler", ["ddpm", "ddim", "dpm_solver"])
+@pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sample_by_name(sampler):
     """sample() is the sampler of that name with the settings it was given, and hands observe on."""
     shape, seen = (2, 3, 2, 2), []
@@ -434,6 +490,7 @@ def test_sample_by_name(sampler):
         "ddpm": lambda: ddpm(bent, noise(), SHORT, noise),
         "ddim": lambda: ddim(bent, noise(), SHORT, 5, 0.7, noise),
         "dpm_solver": lambda: dpm_solver(bent, noise(), SHORT, 5),
+        "plms": lambda: plms(bent, noise(), SHORT, 5).clamp(-1, 1),
     }[sampler]()
     x = sample(bent, gaussian(shape, 5), SHORT, sampler, 5, eta=0.7, observe=lambda *step: seen.append(step))
     assert torch.equal(x, expected) and len(seen) == (12 if sampler == "ddpm" else 5)
@@ -441,7 +498,7 @@ def test_sample_by_name(sampler):
 
 def test_unknown_sampler():
     """A misspelt sampler is an error with the known names in it."""
-    with pytest.raises(ValueError, match="'euler'.*dpm_solver, ddim or ddpm"):
+    with pytest.raises(ValueError, match="'euler'.*dpm_solver, plms, ddim or ddpm"):
         sample(bent, gaussian((1, 3, 1, 1), 0), SHORT, "euler")
 
 
@@ -485,7 +542,7 @@ def test_mixture_is_the_posterior_mean():
 
 @pytest.mark.parametrize("sampler, pictures, options", [
     ("ddpm", 4000, {}), ("ddim", 4000, {"steps": 250}), ("ddim", 4000, {"steps": 500, "eta": 1.0}),
-    ("dpm_solver", 4000, {"steps": 100})])
+    ("dpm_solver", 4000, {"steps": 100}), ("plms", 4000, {"steps": 50})])
 def test_samples_follow_the_mixture(sampler, pictures, options):
     """With a perfect network the pictures have the right shares, means and spreads: to 4.5 sigma, and 3 % of spread."""
     abar, noise = Diffusion().alpha_bar, gaussian((pictures, 3, 1, 1), 3)
@@ -518,9 +575,9 @@ def ode(eps, x, abar_start, abar_end, n=400):
 
 
 @pytest.mark.parametrize("t", [599, 399, 199])
-@pytest.mark.parametrize("sampler, order", [("ddim", 1), ("dpm_solver", 2)])
+@pytest.mark.parametrize("sampler, order", [("ddim", 1), ("dpm_solver", 2), ("plms", 2)])
 def test_order_of_convergence(sampler, order, t):
-    """Twice the steps divide DDIM's error by 2 and DPM-Solver++'s by 4, against an ODE solver that shares nothing."""
+    """Twice the steps divide DDIM's error by 2, the others' by 4, against an ODE solver that shares nothing."""
     abar, x = Diffusion().alpha_bar, randn(50, 3, 1, 1)
     exact, errors = ode(APART.eps, x, abar[-1].item(), abar[t].item()), []
     for steps in (50, 100, 200):  # all of them stop at t
@@ -528,13 +585,13 @@ def test_order_of_convergence(sampler, order, t):
         state = next(state for when, state, *_ in seen if when == t)
         errors.append((state - exact).square().mean().sqrt().item())
     assert errors[0] < 0.02
-    for coarse, fine in zip(errors, errors[1:]):
+    for coarse, fine in list(zip(errors, errors[1:]))[-1 if sampler == "plms" else 0 :]:  # PLMS is better than that at first
         assert coarse / fine == pytest.approx(2**order, rel=0.12)
 
 
 @pytest.mark.parametrize("wanted", [0.7, 1.0])
-def test_dpm_solver_beats_ddim_under_guidance(wanted):
-    """At w = 3 and 20 steps, the picture of DPM-Solver++ is at most half as far from the exact one as DDIM's.
+def test_second_order_beats_ddim_under_guidance(wanted):
+    """At w = 3 and 20 steps, the pictures of DPM-Solver++ and PLMS are at most half as far from the exact one as DDIM's.
 
     Unconditional is the mixture; the condition gives its first part the weight `wanted`.
     """
@@ -546,8 +603,69 @@ def test_dpm_solver_beats_ddim_under_guidance(wanted):
 
     exact = ode(eps, x, abar[-1].item(), 1.0)
     error = {name: (SAMPLERS[name](lambda x, t: eps(x, abar[t].item()), x, abar, steps=20, clip=False) - exact)
-             .square().mean().sqrt() for name in ("ddim", "dpm_solver")}
-    assert error["dpm_solver"] < 0.5 * error["ddim"]
+             .square().mean().sqrt() for name in ("ddim", "dpm_solver", "plms")}
+    assert error["dpm_solver"] < 0.5 * error["ddim"] and error["plms"] < 0.5 * error["ddim"]
+
+
+# ------------------------------------------------------------------------- samplers: every schedule, every number of steps
+
+
+class Knows(nn.Module):
+    """A network in float32 that knows the picture: `given` a mask one picture, without it another."""
+
+    def __init__(self, diffusion, given, without):
+        super().__init__()
+        self.diffusion, self.pictures = diffusion, torch.stack([without, given])
+
+    def mask_features(self, mask):
+        return torch.ones(len(mask), 1, 1, 1)
+
+    def forward(self, x, t, *, features=None):
+        which = torch.zeros(len(x), dtype=torch.long) if features is None else features.flatten().long()
+        a, s = (c.double() for c in self.diffusion.coefficients(t))
+        eps = (x.double() - a * self.pictures[which]) / s
+        return (eps if self.diffusion.prediction == "eps" else a * eps - s * self.pictures[which]).float()
+
+
+@pytest.mark.parametrize("schedule", ["thesis", "linear", "nichol"])
+@pytest.mark.parametrize("prediction", ["eps", "v"])
+@pytest.mark.parametrize("T", [1, 2, 10, 1000])
+def test_no_settings_that_lose_the_picture(schedule, prediction, T):
+    """Some schedule, sampler, number of steps or way of guidance would make NaN or mush of what the network knows.
+
+    With both predictions known, the picture is too: that of the guided prediction, clipped.
+    """
+    d, (given, without) = Diffusion(T, schedule, prediction=prediction), randn(2, 3, 8, 16).clamp(-1, 1).float()
+    model, mask = Knows(d, given, without), torch.ones(2, 5, 8, 16)
+    runs = [("ddpm", T, 0.0, 3.0, True)]
+    for sampler, eta in (("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0), ("plms", 0.0)):
+        runs += [(sampler, steps, eta, *way) for steps in (1, 2, 5, 20) if steps <= T for way in ((1.0, True), (3.0, True), (3.0, False))]
+        runs += [(sampler, T, eta, 3.0, True)]
+    for sampler, steps, eta, w, one_batch in runs:
+        eps_fn = guided_eps(model, d, mask, w, one_batch)
+        x = sample(eps_fn, noise_like_seeds([1, 2], (3, 8, 16)), d.alpha_bar, sampler, steps, eta)
+        expected = (without + w * (given - without)).clamp(-1, 1).expand_as(x)
+        atol = 0.02 if steps <= 5 else 1e-3  # the first step divides the rounding of eps by sqrt(alpha_bar): 5e-5 in nichol
+        torch.testing.assert_close(x, expected, atol=atol, rtol=0, msg=f"{sampler}, {steps} steps, {eta=}, {w=}")
+
+
+@pytest.mark.parametrize("schedule", ["thesis", "linear", "nichol"])
+@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0), ("plms", 0.0)])
+def test_pictures_have_contrast(schedule, sampler, eta):
+    """Few steps would make the mean of all pictures, or many steps more and more noise, of a set of different pictures.
+
+    A single step can only make that mean; the contrast that the others must reach is that of the mixture, here in parts of it.
+    """
+    abar = Diffusion(1000, schedule).alpha_bar
+    mean = (APART.weights[:, None] * APART.means).sum(0)
+    contrast = (APART.weights[:, None] * (APART.stds[:, None] ** 2 + (APART.means - mean) ** 2)).sum(0).mean().sqrt()
+    for steps, least, most in ((1, 0, 0.02), (2, 0.15, 1.1), (5, 0.6, 1.15), (20, 0.88, 1.05), (1000, 0.95, 1.05)):
+        if sampler != "ddpm" or steps == 1000:
+            x = sample(lambda x, t: APART.eps(x, abar[t].item()), gaussian((500, 3, 1, 1), 3), abar, sampler, steps, eta).flatten(1)
+            assert least <= (x - x.mean(0)).square().mean().sqrt() / contrast <= most, steps
+            if steps > 1:
+                off = ((x[:, None] - APART.means) / APART.stds[:, None]).square().mean(2).min(1).values  # 1 in the mixture
+                assert off.mean() < {2: 3.5, 5: 1.6}.get(steps, 1.15), steps
 
 
 # ------------------------------------------------------------------------------------ seeds and the real network
@@ -568,7 +686,7 @@ def test_a_seed_is_a_picture():
     assert abs(many.mean()) < 5 / math.sqrt(19200) and abs(many.var() - 1) < 5 * math.sqrt(2 / 19200)
 
 
-@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0)])
+@pytest.mark.parametrize("sampler, eta", [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0), ("plms", 0.0)])
 @pytest.mark.parametrize("one_batch", [True, False])
 def test_same_seed_same_picture(sampler, eta, one_batch):
     """A picture can be made again from its seed in any batch and order, to rounding, by every sampler."""
@@ -587,6 +705,16 @@ def test_same_seed_same_picture(sampler, eta, one_batch):
                 torch.testing.assert_close(picture, x[i], atol=1e-3, rtol=0)
 
 
+def test_a_seed_is_the_same_noise_for_every_sampler():
+    """Trying another sampler would show another scene."""
+    starts = []
+    for sampler in SAMPLERS:
+        seen = []
+        sample(bent, noise_like_seeds([5], (3, 2, 2)), SHORT, sampler, 5, observe=lambda *step: seen.append(step))
+        starts.append(seen[0][1])
+    assert all(torch.equal(x, starts[0]) for x in starts)
+
+
 @pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("sampler", SAMPLERS)
 def test_sampling_leaves_the_network_as_it_was(sampler, training):
@@ -599,7 +727,7 @@ def test_sampling_leaves_the_network_as_it_was(sampler, training):
     assert not x.requires_grad and all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("sampler, steps", [("ddpm", 4), ("ddim", 3), ("dpm_solver", 3)])
+@pytest.mark.parametrize("sampler, steps", [("ddpm", 4), ("ddim", 3), ("dpm_solver", 3), ("plms", 3)])
 def test_mask_stem_runs_once_per_run(sampler, steps):
     """A whole run with guidance calls the mask stem once, and the rest of the network once per step."""
     model, d, runs = tiny_unet(), Diffusion(T=4, beta_end=0.5), []
