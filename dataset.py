@@ -93,6 +93,8 @@ def open_image(path):
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
+                image.verify()  # the check sums of a PNG, which are not looked at otherwise; it has to be opened anew then
+            with Image.open(path) as image:
                 frames = getattr(image, "n_frames", 1)
                 if frames > 1 and image.format != "MPO":  # phones put a second, small picture into an MPO
                     raise ValueError(f"it has {frames} frames, of which none is known to be the right one")

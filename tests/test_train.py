@@ -380,7 +380,7 @@ def test_unconditional_baseline_trains(tiny):
 def test_a_trained_model_obeys_its_mask(tiny):
     """The whole path, data to picture, would not do what it is for."""
     never = {f"train__{name}_every": 999 for name in ("val", "preview", "save")}
-    cfg = tiny(train__steps=160, train__lr=0.003, train__batch_size=16, model__hidden_dim=16, **never)
+    cfg = tiny(train__steps=160, train__lr=0.003, train__warmup=10, train__batch_size=16, model__hidden_dim=16, **never)
     train(cfg)
     state = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
     model, diffusion, _ = build(cfg, 4, torch.device("cpu"))
