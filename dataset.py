@@ -11,10 +11,12 @@ palette is the colorbook, 255 is unlabelled. Pictures in colorbook colours and 8
 import argparse
 import csv
 import hashlib
+import itertools
 import json
 import math
 import os
 import shutil
+import unicodedata
 import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -25,7 +27,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 UNLABELLED = 255
@@ -86,45 +88,70 @@ class Colorbook:
 
 
 def open_image(path):
-    """A picture file, read to its end; ValueError names the file."""
+    """A picture file, read to its end and turned as its EXIF says; ValueError names the file."""
     try:
-        with Image.open(path) as image:
-            image.load()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            with Image.open(path) as image:
+                image.verify()  # the check sums of a PNG, which are not looked at otherwise; it has to be opened anew then
+            with Image.open(path) as image:
+                frames = getattr(image, "n_frames", 1)
+                if frames > 1 and image.format != "MPO":  # phones put a second, small picture into an MPO
+                    raise ValueError(f"it has {frames} frames, of which none is known to be the right one")
+                ImageOps.exif_transpose(image, in_place=True)
         return image
-    except OSError as error:
-        raise ValueError(f"{path}: not readable as a picture: {error}") from None
+    except Exception as error:  # Pillow raises many kinds for a broken file
+        size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
+        raise ValueError(f"{path}{size}: not readable as a picture: {error}. Expected a whole file of one frame and at most "
+                         f"{Image.MAX_IMAGE_PIXELS:,} pixels: download it again, or save it as a PNG") from error
 
 
 def read_image(path):
-    """A picture file as (H, W, 3) uint8 RGB."""
-    return np.array(open_image(path).convert("RGB"))
+    """A picture file as (H, W, 3) uint8 RGB; 16 bits are scaled to 8, what is transparent is black. ValueError names the file."""
+    image = open_image(path)
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # convert() would clip them
+        return np.repeat(((np.array(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
+    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
+        raise ValueError(f"{path}: a picture of mode {image.mode}, whose range is not known; expected grey, RGB, RGBA, CMYK or "
+                         "a palette, with 8 or 16 bits. Save it as an 8-bit PNG")
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
+    return np.array(image.convert("RGB"))
 
 
 def read_mask(path, colorbook):
     """A mask file as class ids.
 
     Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids" or "colours"), and the
-    share 0..1 of pixels whose colour was off and had to be snapped to a class. ValueError names the file, the unknown
-    colours or ids, how many pixels have them, and the nearest class.
+    share 0..1 of pixels whose colour was off and had to be snapped to a class. Transparent is unlabelled in all of them.
+    ValueError names the file, the unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
-    if image.mode == "P":  # ids if the palette says so, else a colour picture that happens to be stored with a palette
-        values = np.array(image)
-        used = np.unique(values)
-        stored = np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(stored)] = stored
-        known, other = used[used < len(colorbook)], used[(used >= len(colorbook)) & (used != UNLABELLED)]
-        grey = used.any() and (palette[used] == used[:, None]).all()
-        if grey or (palette[known] == colorbook.colors[known]).all() and not palette[other].any():
-            return check_ids(values, colorbook, path), "palette", 0.0
-    elif image.mode == "L":
-        return check_ids(np.array(image), colorbook, path), "ids", 0.0
-    elif image.mode not in ("RGB", "RGBA"):
+    if image.mode not in ("P", "L", "RGB", "RGBA"):
         raise ValueError(f"{path}: a picture of mode {image.mode}; expected an 8-bit palette, grey (ids), RGB or RGBA "
                          "picture. Save it as an 8-bit PNG")
-    rgba = np.array(image.convert("RGBA"))
-    ids, snapped = snap_colors(rgba[..., :3], rgba[..., 3] >= 128, colorbook, path)
+    values, K, opaque = np.array(image), len(colorbook), np.ones(image.size[::-1], bool)
+    if image.has_transparency_data:
+        opaque = np.array(image.convert("RGBA"))[..., 3] >= 128
+    if image.mode == "P":  # ids if the palette says so, else a colour picture that happens to be stored with a palette
+        used, stored = np.unique(values[opaque]), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
+        palette = np.zeros((256, 3), np.uint8)
+        palette[: len(stored)] = stored
+        ramp = len(stored) > 1 and (stored == np.arange(len(stored))[:, None]).all()
+        classes = {tuple(rgb) for rgb in colorbook.colors.tolist() if any(rgb)}
+        if ((ramp or used.any()) and (palette[used] == used[:, None]).all()
+                or (palette[used[used < K]] == colorbook.colors[used[used < K]]).all()
+                and not palette[used[(used >= K) & (used != UNLABELLED)]].any()
+                and not (UNLABELLED in used and tuple(palette[UNLABELLED].tolist()) in classes)):
+            return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), "palette", 0.0
+    elif image.mode == "L":
+        with Image.open(path) as unread:
+            coding = f"{image.format} {unread.tile[0][3]}"  # 2 or 4 bits are "L;2" or "L;4", and were scaled to 0..255
+        if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
+            raise ValueError(f"{path}: a grey picture stored as {coding}, so that its values are not exactly the ids; expected "
+                             "8 bits without loss. Save it as an 8-bit PNG")
+        return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), "ids", 0.0
+    ids, snapped = snap_colors(np.array(image.convert("RGBA"))[..., :3], opaque, colorbook, path)
     return ids, "colours", snapped
 
 
@@ -143,52 +170,88 @@ def snap_colors(rgb, opaque, colorbook, path, near=6, reach=20, tolerated=0.02):
     """Colours (H, W, 3) uint8 to ids (H, W) and the share of snapped pixels; black and transparent are unlabelled.
 
     A pixel is sure if it has the colour of a class, within `near` (Euclidean, 0..255 a channel), in an even spot, or
-    exactly, in a drawing without soft edges. A soft edge is a blend of the sure classes beside it: it goes to the nearest
-    of those, never to a third class whose colour it passes on the way. What is left goes to a class within `reach`.
-    Anything else is unknown: an error if it is painted (an even spot, or one colour in 20 pixels) or makes up more than
-    the share `tolerated`.
+    exactly, in a drawing without soft edges. The others are blends: of all lines from one sure class beside the pixel to
+    another the one that its colour is nearest to says which two, and the nearer end of it, which one. So it never is a third
+    class whose colour lies on the way. "Beside" is a square that grows until a line comes within reach / 2. What is left
+    goes to a class within `reach`, or was a stroke so thin that all of it is soft: a blend of a class beside it and any
+    other. Anything else is unknown: an error if it is painted (a spot of 3x3 pixels, or one colour in 20 pixels) or makes
+    up more than the share `tolerated`.
     """
-    H, W = rgb.shape[:2]
+    H, W = opaque.shape
+    rgb = np.where(opaque[..., None], rgb, 0)
     colors, names = colorbook.colors.astype(np.float32), colorbook.names
     if colors.any(axis=1).all():  # no class is black: black means unlabelled
         colors, names = np.concatenate([colors, np.zeros((1, 3), np.float32)]), [*names, "unlabelled"]
+    K = len(colors)
     packed, index = np.unique(rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_inverse=True)
-    index, found = index.reshape(H, W), np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1)
-    distance = np.stack([np.linalg.norm(found - c, axis=1) for c in colors], axis=1)  # (colours found, classes)
-    nearest, least = distance.argmin(axis=1), distance.min(axis=1)
-    ids, least = nearest[index].astype(np.uint8), least[index]
-    snapped = opaque & (least > 0)
-    if snapped.any():
-        def largest(planes, r):
-            """The largest value within r pixels, in each plane (C, H, W)."""
-            rows = F.max_pool2d(torch.from_numpy(planes.astype(np.float32)), (2 * r + 1, 1), 1, (r, 0))
-            return F.max_pool2d(rows, (1, 2 * r + 1), 1, (0, r)).numpy()
+    index, found = index.reshape(H, W), np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.float32)
+    nearest, least = np.zeros(len(found), np.uint8), np.full(len(found), np.inf, np.float32)
+    for k, color in enumerate(colors):
+        distance = np.linalg.norm(found - color, axis=1)
+        nearest, least = np.where(distance < least, np.uint8(k), nearest), np.minimum(distance, least)
+    ids, off = nearest[index], least[index]
+    snapped = float((off > 0).mean())
 
-        radius, channels = max(12, min(H, W) // 32), rgb.transpose(2, 0, 1).astype(np.float32)
-        even = (largest(channels, 1) + largest(-channels, 1) <= 8).all(axis=0)
-        exact = least == 0
-        hard = ~largest(~exact[None], 1)[0].astype(bool)  # nothing soft around: a thin stroke of a hard pen
-        sure = opaque & (exact & (even | hard) | (least <= near) & even)
-        present = np.unique(ids[sure]) if sure.any() else np.zeros(1, np.uint8)
-        beside = largest(np.stack([sure & (ids == k) for k in present]), radius) > 0   # which classes are near
-        high = largest(np.where(sure, channels, -np.inf), radius) + reach              # and what they can blend to
-        low = -largest(np.where(sure, -channels, -np.inf), radius) - reach
-        blend = opaque & ~sure & ((channels >= low) & (channels <= high)).all(axis=0)
-        unknown = opaque & ~sure & ~blend & (least > reach)
+    def highest(plane):
+        """The largest value in 3x3 pixels: (H, W, ...) to the same."""
+        plane = np.pad(plane, ((1, 1), (1, 1), *[(0, 0)] * (plane.ndim - 2)), mode="edge")
+        plane = np.maximum(np.maximum(plane[:-2], plane[1:-1]), plane[2:])
+        return np.maximum(np.maximum(plane[:, :-2], plane[:, 1:-1]), plane[:, 2:])
+
+    if snapped:
+        spread = (highest(rgb) - (255 - highest(255 - rgb))).max(axis=2)  # of the colours in 3x3 pixels
+        sure = (off <= near) & (spread <= 8) | (off == 0) & ~highest(off > 0)
+        unknown = (off > reach) & (spread <= 2)
+        if not unknown.any() and (off > reach).mean() < 0.5:  # nothing is painted, and it is no photograph
+            y, x = np.nonzero(~sure)
+            color, own, known = found[index[y, x]], ids[y, x], np.zeros(len(y), bool)
+            label, miss = own.copy(), np.full(len(y), np.inf, np.float32)
+
+            def blend(at, a, b):
+                """Pixels `at` take the nearer end of the line from class a to b if they are closer to it than to any so far."""
+                way = colors[b] - colors[a]
+                t = ((color[at] - colors[a]) @ way / max(way @ way, 1)).clip(0, 1)
+                aside = np.linalg.norm(color[at] - colors[a] - t[:, None] * way, axis=1)
+                closer = aside < miss[at]
+                miss[at[closer]], label[at[closer]] = aside[closer], np.where(t < 0.5, a, b)[closer]
+
+            side, v, u = 4, *np.nonzero(sure)
+            present = torch.zeros(K, -(-H // side), -(-W // side))  # which classes are in which square
+            present[ids[v, u].astype(int), v // side, u // side] = 1
+            while True:
+                beside = F.max_pool2d(present, 3, 1, 1).numpy() > 0  # in the square of a pixel and the eight around it
+                left = np.flatnonzero(~known)
+                here, together = beside[:, y[left] // side, x[left] // side], beside.reshape(K, -1).astype(np.float32)
+                miss[left] = np.inf
+                for a, b in np.argwhere(np.triu(together @ together.T)):
+                    blend(left[here[a] & here[b]], a, b)
+                known[left] = miss[left] <= reach / 2
+                if 2 * side > max(16, min(H, W) // 16):
+                    break
+                present, side = F.max_pool2d(present, 2, ceil_mode=True), 2 * side
+            low, high = (pick(np.where(beside[..., None], colors[:, None, None], empty), axis=0)[y // side, x // side]
+                         for pick, empty in ((np.min, np.inf), (np.max, -np.inf)))
+            known |= ((color >= low - reach) & (color <= high + reach)).all(axis=1)  # a blend of three, or in linear light
+            left, before = np.flatnonzero(~known), label.copy()
+            miss[left] = np.inf
+            for a, b in itertools.product(range(K), repeat=2):
+                blend(left[beside[a, y[left] // side, x[left] // side]], a, b)
+            close = off[y, x] <= reach
+            label = np.where(known | (miss <= reach / 2), label, np.where(close, own, before))
+            known |= (miss <= reach / 2) | close
+            ids[y, x], unknown[y, x] = label, ~known
+        elif not unknown.any():
+            unknown = off > reach
         counts = Counter(index[unknown].tolist()).most_common(1)
-        if (unknown & even).any() or unknown.mean() > tolerated or counts and counts[0][1] >= 20:
-            unknown = opaque & ~sure & np.isin(index, index[unknown])  # with those that a blend might have explained
+        if (unknown & (spread <= 8)).any() or unknown.mean() > tolerated or counts and counts[0][1] >= 20:
+            unknown = ~sure & np.isin(index, index[unknown])  # with those that a blend might have explained
             counts = Counter(index[unknown].tolist()).most_common(5)
             listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
                                f"{tuple(map(int, colors[nearest[i]]))}" for i, n in counts)
             raise ValueError(f"{path}: {unknown.sum()} pixels ({unknown.mean():.1%}) have colours that are in no class "
                              f"of the colorbook: {listed}. Paint with the colours that `python dataset.py legend` draws")
-        blend |= unknown & beside.any(axis=0)
-        if blend.any():
-            options = np.where(beside[:, blend].T, distance[index[blend]][:, present], np.inf)
-            ids[blend] = present[options.argmin(axis=1)]
     ids[(ids >= len(colorbook)) | ~opaque] = UNLABELLED
-    return ids, float(snapped.mean())
+    return ids, snapped
 
 
 def save_mask(ids, path, colorbook):
@@ -243,15 +306,20 @@ def fit_pair(image, ids, size, crop, where):
 
 
 def list_files(folder, ending=""):
-    """{stem: path} of the pictures in a folder; `ending` is what a name must end with before the suffix, and loses."""
+    """{stem: path} of the pictures in a folder; `ending` is what a name must end with before the suffix, and loses.
+
+    Stems are composed Unicode (NFC), in which names that macOS has taken apart are equal to others again. Hidden files and
+    folders are no pictures.
+    """
     files = {}
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: no such folder")
     for path in sorted(Path(folder).iterdir()):
-        if path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
-            stem = path.stem.removesuffix(ending)
+        if path.suffix.lower() in SUFFIXES and path.stem.endswith(ending) and path.name[0] != "." and not path.is_dir():
+            stem = unicodedata.normalize("NFC", path.stem.removesuffix(ending))
             if stem in files:
-                raise ValueError(f"{path} and {files[stem].name} have the same stem, which is what pairs are matched by")
+                raise ValueError(f"{path} and {files[stem].name} have the same stem, which is what pairs are matched by: "
+                                 "rename or delete one of them")
             files[stem] = path
     return files
 
@@ -329,9 +397,11 @@ class Pairs:
                 raise ValueError(f"{needed}: no such folder. Prepare the data first (python -m data.<name>.prepare), "
                                  "or set data.root to a folder with {train,val,test}/{images,masks}")
         self.colorbook = Colorbook.load(Path(root) / "colorbook.json")
-        self.files = match_pairs(list_files(folder / "images"), list_files(folder / "masks"), folder)
+        images, masks = list_files(folder / "images"), list_files(folder / "masks")
+        self.files = match_pairs(images, masks, folder)
         if not self.files:
-            raise ValueError(f"{folder}: no image has a mask of the same name")
+            raise ValueError(f"{folder}: none of {len(images)} image(s) has a mask of the same name among {len(masks)}; "
+                             f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
         shape = (len(self.files), 4, *size)
         if math.prod(shape) <= memory_gb * 2**30:
             self.planes = torch.empty(shape, dtype=torch.uint8)
@@ -355,15 +425,21 @@ class Pairs:
         return len(self.files)
 
     def read(self, folder, planes):
-        """Read every pair into planes (N, 4, H, W), and say what kinds of masks there were."""
-        found = Counter()
+        """Read every pair into planes (N, 4, H, W); says what kinds of masks there were. ValueError lists all that is bad."""
+        found, bad = Counter(), []
         for (_, image_file, mask_file), out in zip(tqdm(self.files, f"reading {folder.name}", unit="pair", leave=False), planes):
-            image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
-            found[kind + (" with soft edges" if snapped else "")] += 1
-            if ids.shape[0] < out.shape[1] or ids.shape[1] < out.shape[2]:
-                found["enlarged (prepare the data with a larger --size)"] += 1
-            image, ids = fit_pair(image, ids, out.shape[1:], None, f"{image_file} and {mask_file}")
-            out[:3], out[3] = image.transpose(2, 0, 1), ids
+            try:
+                image, (ids, kind, snapped) = read_image(image_file), read_mask(mask_file, self.colorbook)
+                found[kind + (" with soft edges" if snapped else "")] += 1
+                if ids.shape[0] < out.shape[1] or ids.shape[1] < out.shape[2]:
+                    found["enlarged (prepare the data with a larger --size)"] += 1
+                image, ids = fit_pair(image, ids, out.shape[1:], None, f"{image_file} and {mask_file}")
+                out[:3], out[3] = image.transpose(2, 0, 1), ids
+            except ValueError as error:
+                bad.append(str(error))
+        if bad:
+            raise ValueError(f"{folder}: {len(bad)} of {len(self)} pairs cannot be used; mend or delete them:\n"
+                             + "\n".join(bad[:10]) + (f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""))
         print(f"{folder}: {len(self)} pairs: " + ", ".join(f"{n} {kind}" for kind, n in found.items()))
 
 

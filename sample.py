@@ -13,7 +13,6 @@ picture is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its settin
 
 import argparse
 import json
-import os
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor

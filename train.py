@@ -13,11 +13,14 @@ import argparse
 import copy
 import csv
 import difflib
+import itertools
 import math
 import os
+import pickle
 import signal
 import sys
 import time
+import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -36,23 +39,23 @@ from unet import UNet
 
 # --------------------------------------------------------------------------------------------------- config
 
-SIZE, SHARE = "two multiples of 8: [height, width]", "a number from 0 to 1"
+SIZE, SHARE = "two multiples of 8, at most 8192: [height, width]", (0.0, 1.0)
 INTERVAL = "two rising numbers, 0 or more: [lowest, highest], or [] for no limits"
-SETTINGS = {  # every key of config.yaml: its type, or the values that it may have
-    "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": int, "out": str,
+SETTINGS = {  # every key of config.yaml: its type, a range of whole numbers, the ends of other numbers, or the texts it may be
+    "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": range(2**63), "out": str,
     "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "augment": {
-        "p": SHARE, "brightness": SHARE, "contrast": SHARE, "saturation": SHARE, "hue": SHARE, "vertical_flip": bool,
-        "rotate": float, "crop": SHARE}},
-    "model": {"conditional": bool, "hidden_dim": int, "emb_dim": int, "attention": bool},
-    "diffusion": {"T": int, "schedule": ("thesis", "linear", "nichol"), "beta_start": SHARE, "beta_end": SHARE,
-                  "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": int, "accumulate": int, "lr": float, "warmup": int, "grad_clip": float, "label_drop": SHARE, "ema": SHARE,
-              "precision": ("fp32", "fp16", "bf16"), "compile": bool,
-              "activation_checkpointing": bool, "fsdp": bool, "log_every": int, "val_every": int, "val_pairs": int,
-              "preview_every": int, "previews": int, "save_every": int},
+        "p": SHARE, "brightness": SHARE, "contrast": SHARE, "saturation": SHARE, "hue": (0.0, 0.5), "vertical_flip": bool,
+        "rotate": (0.0, 180.0), "crop": (0.1, 1.0)}},
+    "model": {"conditional": bool, "hidden_dim": range(2, 4097, 2), "emb_dim": range(2, 4097, 2), "attention": bool},
+    "diffusion": {"T": range(2, 100_001), "schedule": ("thesis", "linear", "nichol"), "beta_start": (1e-8, 0.999),
+                  "beta_end": (1e-8, 0.999), "prediction": ("eps", "v")},
+    "train": {"steps": int, "batch_size": range(1, 65_537), "accumulate": range(1, 65_537), "lr": (1e-9, 10.0), "warmup": int,
+              "hold": int, "beta2": (0.0, 0.99999), "grad_clip": (1e-9, 1e12), "label_drop": SHARE, "ema": SHARE,
+              "precision": ("fp32", "fp16", "bf16"), "compile": bool, "activation_checkpointing": bool, "fsdp": bool, "log_every": int,
+              "val_every": int, "val_pairs": int, "preview_every": int, "previews": range(1, 1025), "save_every": int},
     "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "plms", "ddim", "ddpm"), "steps": int, "eta": SHARE,
-               "guidance": float, "guidance_interval": INTERVAL, "one_batch": bool, "seed": int, "batch_size": int,
-               "precision": ("auto", "fp32", "fp16", "bf16"), "compile": bool, "out": str},
+               "guidance": (0.0, 1000.0), "guidance_interval": INTERVAL, "one_batch": bool, "seed": range(2**63),
+               "batch_size": range(1, 65_537), "precision": ("auto", "fp32", "fp16", "bf16"), "compile": bool, "out": str},
 }
 
 
@@ -72,45 +75,80 @@ def checked(key, value, where):
             key.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0)
         raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
     want = known[key]
-    if want in (float, SHARE) and isinstance(value, (int, str)) and not isinstance(value, bool):
-        try:
-            value = float(value)  # YAML takes 1 for an int and 1e-4 for a string
-        except ValueError:
-            pass
+    if want is int:
+        want = range(1, 10**9 + 1)
+    elif want is float:
+        want = (0.0, 1e9)
     if want is SIZE:
-        fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v > 0 and v % 8 == 0 for v in value)
+        expected = SIZE
+        fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v in range(8, 8193, 8) for v in value)
     elif want is INTERVAL:
+        expected = INTERVAL
         fine = value == [] or (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
                                and 0 <= value[0] < value[1])
-    elif isinstance(want, tuple):
-        fine, want = value in want, f"one of {', '.join(want)}"
-    elif want in (float, SHARE):
-        fine = isinstance(value, float) and 0 <= value <= (sys.float_info.max if want is float else 1)
-    elif want is int:
-        fine = type(value) is int and value >= (0 if key.endswith("seed") else 1)
+    elif want is bool:
+        expected, fine = "true or false", type(value) is bool
+    elif want is str:
+        may_be_empty = key in ("preset", "sample.mask")
+        expected = "a text" + ("" if may_be_empty else " that is not empty") + ", in quotes if it looks like something else"
+        fine = isinstance(value, str) and value.isprintable() and bool(may_be_empty or value.strip())
+    elif isinstance(want, range):
+        expected = (f"a{'n even' if want.step == 2 else ''} whole number "
+                    + ("from 0 on" if want[0] == 0 else "above 0" if want[0] == 1 else f"from {want[0]} on") + f", at most {want[-1]}")
+        fine = type(value) is int and value in want
+    elif isinstance(want[0], str):
+        expected, fine = f"one of {', '.join(want)}", value in want
     else:
-        fine = type(value) is want
+        expected = f"a number from {want[0]:g} to {want[1]:g}"
+        if isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML takes 1 for an int and 1e-4 for a string
+            try:
+                value = float(value)
+            except (ValueError, OverflowError):
+                pass
+        fine = isinstance(value, float) and want[0] <= value <= want[1]
     if not fine:
-        expected = {int: "a whole number " + ("from 0 on" if key.endswith("seed") else "above 0"), float: "a number, 0 or more", str: "a text", bool: "true or false"}
-        raise ValueError(f"{where}: {key} is {value!r}; expected {expected.get(want, want)}")
+        raise ValueError(f"{where}: {key} is {value!r:.200}; expected {expected}")
     return value
+
+
+class UniqueKeys(yaml.SafeLoader):
+    """YAML without what would surprise: PyYAML keeps the last of two equal keys, and an alias can be of endless size."""
+
+    def construct_mapping(self, node, deep=False):
+        lines = {}
+        for key, _ in node.value:
+            name, line = str(key.value), key.start_mark.line + 1
+            if name in lines:
+                raise ValueError(f"the key {name!r} stands in line {lines[name]} and again in line {line}: delete one of them")
+            if "." in name:
+                raise ValueError(f"the key {name!r} in line {line} has a dot, which only --set understands: nest it")
+            lines[name] = line
+        return super().construct_mapping(node, deep)
+
+    def compose_node(self, parent, index):
+        if self.check_event(yaml.AliasEvent):
+            raise ValueError(f"an alias in line {self.peek_event().start_mark.line + 1}: write the value itself")
+        return super().compose_node(parent, index)
 
 
 def load_config(path, preset=None, overrides=()):
     """config.yaml with a preset laid over it and `key.sub=value` overrides over that, checked: a nested dict."""
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such config file; the one that comes with the project is config.yaml")
-    with open(path, encoding="utf-8") as file:
-        try:
-            tree = yaml.safe_load(file)
-        except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not readable as YAML: {error}") from None
+    try:
+        with open(path, encoding="utf-8-sig") as file:
+            tree = yaml.load(file, UniqueKeys)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
+        hint = ". Indent with spaces, not with tabs" if r"'\t'" in str(error) else ""
+        hint = ". Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else hint
+        raise ValueError(f"{path}: not readable as YAML: {error}{hint}") from None
     presets = tree.pop("presets", None) or {} if isinstance(tree, dict) else None
     if not isinstance(presets, dict) or not all(isinstance(layer, dict) for layer in presets.values()):
         raise ValueError(f"{path}: expected a mapping of settings, with presets that are mappings too")
     name = preset or tree.get("preset") or ""
-    if name not in presets and (preset or name and presets):  # a run's resolved config keeps the name, not the presets
-        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(presets) or 'none'}")
+    if not isinstance(name, str) or name not in presets and (preset or name and presets):
+        # a run's resolved config keeps the name, not the presets
+        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets)) or 'none'}")
     settings = {key: (value, str(path)) for key, value in flatten(tree).items()}
     settings |= {key: (value, f"{path}, preset {name}") for key, value in flatten(presets.get(name, {})).items()}
     settings["preset"] = (name, str(path))
@@ -120,7 +158,7 @@ def load_config(path, preset=None, overrides=()):
             raise ValueError(f"--set {text}: expected key.sub=value" + (", and --preset for a preset" if equals else ""))
         try:
             settings[key] = (yaml.safe_load(value) if value else "", f"--set {text}")
-        except yaml.YAMLError:
+        except (yaml.YAMLError, ValueError, RecursionError):
             settings[key] = (value, f"--set {text}")
     cfg = {}
     for key, (value, where) in settings.items():
@@ -136,6 +174,8 @@ def load_config(path, preset=None, overrides=()):
 
 
 # ------------------------------------------------------------------------------------ device, model, checkpoint
+
+FORMAT = 1  # of checkpoints: one more when an older program could not read a new one
 
 
 def pick_device(name):
@@ -174,29 +214,70 @@ def save_checkpoint(path, state):
     os.replace(side, path)
 
 
-def load_checkpoint(path):
-    """The dict that save_checkpoint wrote, on the CPU; nothing in the file is executed.
+def read_checkpoint(path):
+    """The dict that save() in train() wrote, on the CPU; nothing in the file is executed.
 
-    Where the file is damaged or gone, the one saved before it, if there is one, which is said. FileNotFoundError, ValueError.
+    FileNotFoundError, or a ValueError that names the file for one that is damaged, of another program or a newer version, or
+    whose weights do not fit its own config and colorbook.
     """
-    path, problem = Path(path), None
-    for candidate in (path, path.with_name(path.name + ".previous")):
-        if not candidate.is_file():
-            problem = problem or FileNotFoundError(
-                f"{path}: no such checkpoint; train one with `python train.py`, or name it with --checkpoint")
-            continue
-        try:
-            state = torch.load(candidate, map_location="cpu", weights_only=True)
-            missing = {"model", "ema", "config", "colorbook", "step"} - set(state)
-        except Exception as error:  # torch raises many kinds for a file that is no checkpoint
-            problem = problem or ValueError(f"{path}: not readable as a checkpoint: {str(error).splitlines()[0]}")
-            continue
-        if missing:
-            raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(sorted(missing))} missing")
-        if problem:
-            print(f"{problem}\n{candidate}: used instead, step {state['step']}")
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or name it with --checkpoint")
+    expected = "expected a whole checkpoint.pt that train.py has written"
+    try:
+        with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
+            damaged = archive.testzip()
+        if damaged:
+            raise ValueError(f"{damaged} in it is damaged")
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise ValueError(f"{path}: not loaded: it holds more than tensors, numbers and texts, and that could run a program; "
+                         + expected) from error
+    except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
+        reason = "it is cut off or of another kind" if isinstance(error, zipfile.BadZipFile) else str(error).partition("\n")[0]
+        raise ValueError(f"{path}: not readable as a checkpoint: {reason}; {expected}") from error
+    state = state if isinstance(state, dict) else {}
+    if isinstance(state.get("format"), int) and state["format"] > FORMAT:
+        raise ValueError(f"{path}: written by a newer version of this program (format {state['format']}, this one knows "
+                         f"{FORMAT}): update the program")
+    parts = dict.fromkeys(("model", "ema", "optimizer", "scaler", "rng", "config", "colorbook"), dict)
+    wrong = [key for key, kind in (parts | {"step": int, "seconds": (int, float)}).items() if not isinstance(state.get(key), kind)]
+    if wrong:
+        raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} missing or of another kind; {expected}")
+
+    config = flatten(state["config"])
+    for key in config.keys() & flatten(SETTINGS).keys():
+        checked(key, config[key], f"{path}, its config")
+    needed = {key for key in flatten(SETTINGS) if key.startswith(("model.", "diffusion.")) or key in ("data.size", "train.precision")}
+    if needed - config.keys():
+        raise ValueError(f"{path}: its config lacks {', '.join(sorted(needed - config.keys()))}; {expected}")
+    try:
+        colorbook = Colorbook(state["colorbook"])
+        model, _, _ = build(state["config"], len(colorbook), torch.device("meta"))
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"{path}: its config or colorbook is of no use: {error}") from error
+    shapes = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
+    for part in ("model", "ema"):
+        found = {key: tuple(getattr(weight, "shape", ())) for key, weight in state[part].items()}
+        odd = [key for key in shapes | found if shapes.get(key) != found.get(key)]
+        if odd:
+            raise ValueError(f"{path}: its weights ({part}) are not of the network that its config and {len(colorbook)} classes "
+                             f"describe: {odd[0]} is {found.get(odd[0], 'missing')}, expected {shapes.get(odd[0], 'none')}"
+                             + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""))
+    return state
+
+
+def load_checkpoint(path):
+    """read_checkpoint() of `path`, or, where that is damaged or gone, of the one saved before it, which is said."""
+    path = Path(path)
+    previous = path.with_name(path.name + ".previous")
+    try:
+        return read_checkpoint(path)
+    except (ValueError, OSError) as error:
+        if not previous.is_file():
+            raise
+        state = read_checkpoint(previous)
+        print(f"{error}\n{previous}: used instead, step {state['step']}")
         return state
-    raise problem
 
 
 # --------------------------------------------------------------------------- several processes, from torchrun
@@ -225,8 +306,9 @@ def agree(number, device):
 
 def shard(model):
     """FSDP2: each process keeps a part of every weight, and puts a block together when it runs."""
+    model.to(memory_format=torch.contiguous_format)  # FSDP takes no other layout
     for block in model.children():
-        if any(True for _ in block.parameters()):
+        if list(block.parameters()):
             fully_shard(block)
     register_fsdp_forward_method(fully_shard(model), "mask_features")
 
@@ -285,10 +367,12 @@ def train(cfg, resume=False, dry_run=False):
     device, out = pick_device(cfg["device"]), Path(cfg["out"])
     d, c = cfg["data"], cfg["train"]
     path = out / "checkpoint.pt"
-    state = load_checkpoint(path) if resume else None
-    if (path.exists() or (out / "log.csv").exists()) and not resume and not dry_run:
-        raise FileExistsError(f"{out}: this run exists. " + ("Go on with --resume" if path.exists() else "It has no checkpoint "
-                              "yet: delete it") + ", or choose another folder with --set out=...")
+    saved = path.exists() or path.with_name(path.name + ".previous").exists()
+    if (saved or (out / "log.csv").exists()) and not resume and not dry_run:
+        raise FileExistsError(f"{out}: this run exists. Go on with --resume, or choose another folder with --set out=...")
+    if resume and not saved and out.exists():
+        print(f"{out} has no checkpoint yet: starting at step 0")
+    state = load_checkpoint(path) if resume and (saved or not out.exists()) else None
     rank, ranks = join_processes(device)
     if c["batch_size"] % (ranks * c["accumulate"]):
         raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) in "
@@ -312,14 +396,18 @@ def train(cfg, resume=False, dry_run=False):
     # model, its average, optimiser, loss scaler
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, num_classes, device)
+    torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0, not with noise that has to be unlearnt
     ema = copy.deepcopy(model).requires_grad_(False)
     step, seconds = 0, 0.0
-    if resume:
-        changed = {k: (v, flatten(cfg)[k]) for k, v in flatten(state["config"]).items() if v != flatten(cfg)[k]}
-        fixed = [k for k in changed if k.startswith(("model.", "diffusion."))]
-        if fixed or list(state["colorbook"].items()) != list(colorbook.classes.items()):  # the order is the ids
-            raise ValueError(f"{path}: a checkpoint cannot go on with another {', '.join(fixed) or 'colorbook'}: "
-                             f"{'; '.join(f'{k} was {changed[k][0]}, is {changed[k][1]}' for k in fixed)}")
+    if state:
+        changed = {k: (v, flatten(cfg).get(k)) for k, v in flatten(state["config"]).items() if v != flatten(cfg).get(k)}
+        fixed = {k: changed[k] for k in changed if k.startswith(("model.", "diffusion."))}
+        if list(state["colorbook"].items()) != list(colorbook.classes.items()):  # the order is the ids
+            classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())
+            fixed["colorbook"] = next((old, new) for old, new in classes if old != new)
+        if fixed:
+            raise ValueError(f"{path}: a checkpoint cannot go on with another {', '.join(fixed)}: "
+                             f"{'; '.join(f'{k} was {old}, is {new}' for k, (old, new) in fixed.items())}")
         for key, (old, new) in changed.items():
             print(f"resuming with {key} {new} instead of {old}")
         model.load_state_dict(state["model"])
@@ -328,9 +416,9 @@ def train(cfg, resume=False, dry_run=False):
     if c["fsdp"]:
         shard(model)
         shard(ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], fused=True)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
-    if resume:
+    if state:
         for p, moments in zip(model.parameters(), state["optimizer"]["state"].values()):
             if isinstance(p, DTensor):
                 moments |= {k: distribute_tensor(v.to(device), p.device_mesh, p.placements) for k, v in moments.items() if v.dim()}
@@ -375,7 +463,7 @@ def train(cfg, resume=False, dry_run=False):
     def save():
         rng = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
         moments = optimizer.state_dict()
-        state = {"model": whole(model.state_dict()), "ema": whole(ema.state_dict()),
+        state = {"format": FORMAT, "model": whole(model.state_dict()), "ema": whole(ema.state_dict()),
                  "optimizer": moments | {"state": whole(moments["state"])}, "scaler": scaler.state_dict(), "step": step,
                  "epoch": step * c["batch_size"] / len(pairs), "seconds": seconds, "rng": rng, "config": cfg,
                  "colorbook": colorbook.classes}
@@ -397,7 +485,7 @@ def train(cfg, resume=False, dry_run=False):
 
     while step < c["steps"] and not halt:
         for group in optimizer.param_groups:
-            group["lr"] = c["lr"] * min(1, (step + 1) / c["warmup"])
+            group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
         optimizer.zero_grad()
         for planes in next(loader).chunk(c["accumulate"]):
             x0, mask = unpack(planes, num_classes)
@@ -411,7 +499,8 @@ def train(cfg, resume=False, dry_run=False):
         scaler.update()
         step += 1
         decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
-        torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+        with torch.no_grad():
+            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
         # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
         sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
@@ -427,10 +516,13 @@ def train(cfg, resume=False, dry_run=False):
             sums /= ranks
         loss_mean, norm_mean = (sums / (step - since)).tolist()
         seconds = time.monotonic() - started
-        if not (math.isfinite(loss_mean) and math.isfinite(norm_mean)) or scaler.is_enabled() and scaler.get_scale() < 1:
+        problem = "" if math.isfinite(loss_mean) and math.isfinite(norm_mean) else "loss or gradient is not finite"
+        if scaler.is_enabled() and scaler.get_scale() < 1:
+            problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
+        if problem:
             bar.close()
-            raise ValueError(f"step {step}: loss or gradient is not finite. {path} " + ("keeps the last good state"
-                             if path.exists() else "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
+            raise ValueError(f"step {step}: {problem}. {path} " + ("keeps the last good state" if path.exists() else
+                             "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
         row = dict.fromkeys(columns, "")
         if due["val_every"]:
             args = held_out, c["val_pairs"], num_classes, c["batch_size"], device, autocast

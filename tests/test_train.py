@@ -1,5 +1,6 @@
 """Config, training, checkpoints."""
 
+import copy
 import csv
 import math
 import os
@@ -137,7 +138,7 @@ def test_run_leaves_what_the_readme_names(tiny):
         "road", "sky", "car", "person"]
 
 
-def test_existing_run_is_not_overwritten(tiny):
+def test_existing_run_is_not_overwritten(tiny, capsys):
     """A night's training would be lost to a second call."""
     cfg = tiny(train__steps=2)
     train(cfg)
@@ -145,9 +146,13 @@ def test_existing_run_is_not_overwritten(tiny):
     with pytest.raises(FileExistsError, match="--resume"):
         train(cfg)
     assert (Path(cfg["out"]) / "checkpoint.pt").read_bytes() == before
+    whole = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
     (Path(cfg["out"]) / "checkpoint.pt").unlink()
-    with pytest.raises(FileExistsError, match="no checkpoint yet"):
+    with pytest.raises(FileExistsError, match="--resume"):
         train(cfg)
+    train(cfg, resume=True)  # a run that was stopped before its first checkpoint begins again
+    assert "no checkpoint yet" in capsys.readouterr().out
+    assert same(whole["model"], load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")["model"])
 
 
 def test_dry_run_writes_nothing(tiny, capsys):
@@ -265,6 +270,18 @@ def test_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
     assert torch.load(path, weights_only=True) == {"good": 1}
 
 
+@pytest.mark.parametrize("damage", ["truncated", "gone", "empty"])
+def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, damage, capsys):
+    """A broken disk or a stray rm would cost the whole run, and not only the steps since the last save."""
+    train(tiny("whole"))
+    path = Path(tiny("whole")["out"]) / "checkpoint.pt"
+    whole = load_checkpoint(path)
+    path.unlink() if damage == "gone" else os.truncate(path, 0 if damage == "empty" else path.stat().st_size // 2)
+    train(tiny("whole"), resume=True)
+    assert "used instead, step 5" in capsys.readouterr().out
+    assert all(same(whole[key], load_checkpoint(path)[key]) for key in LEARNED)
+
+
 def test_checkpoints_cannot_run_code(tmp_path):
     """A checkpoint from the internet could run anything."""
 
@@ -293,14 +310,46 @@ def test_ema_is_the_average_that_it_says(tiny, monkeypatch):
     monkeypatch.setattr(train_module, "build", lambda *a, f=build: models.append(f(*a)) or models[-1])
     monkeypatch.setattr(torch.amp.GradScaler, "update", lambda self: (
         real(self), seen.append(models[0][0].out.weight.detach().clone()))[0])
-    torch.manual_seed(0)
-    first = build(tiny(), 4, torch.device("cpu"))[0].out.weight.detach().clone()
+    copies, real_copy = [], copy.deepcopy
+    monkeypatch.setattr(copy, "deepcopy", lambda x: copies.append(real_copy(x)) or copies[-1])
     train(tiny(train__steps=6, train__ema=0.4))
-    expected = first
+    assert not any(p.requires_grad for p in copies[0].parameters())  # or every step would be remembered
+    expected = torch.zeros_like(seen[0])  # which the last layer begins with
     for n, weight in enumerate(seen, start=1):
         decay = min(0.4, (1 + n) / (10 + n))
         expected = decay * expected + (1 - decay) * weight
     assert torch.allclose(load_checkpoint(Path(tiny()["out"]) / "checkpoint.pt")["ema"]["out.weight"], expected, atol=1e-7)
+
+
+def test_learning_rate_rises_and_falls(tiny, monkeypatch):
+    """The learning rate would not warm up, not hold, or not fall with the root of the step."""
+    rates, real = [], torch.optim.AdamW.step
+    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), real(self, *a))[1])
+    train(tiny(train__steps=9, train__lr=0.3, train__warmup=3, train__hold=4))
+    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3, *(0.3 * (4 / n) ** 0.5 for n in range(5, 10))])
+
+
+def test_accumulated_parts_make_the_same_step(tiny, monkeypatch):
+    """Working through a batch in parts would make another step than the whole batch does."""
+    def loss(self, model, x0, mask, *_):  # the same for a picture wherever it stands
+        t = torch.arange(len(x0)) * 0 + 500
+        return self.errors(model, x0, mask, t, x0.flip(-2), None)[0].mean()
+
+    monkeypatch.setattr(Diffusion, "loss", loss)
+    for parts in 1, 4:
+        train(tiny(f"in{parts}", train__steps=3, train__accumulate=parts))
+    a, b = (load_checkpoint(Path(tiny(f"in{parts}")["out"]) / "checkpoint.pt") for parts in (1, 4))
+    assert all(torch.allclose(a["model"][key], b["model"][key], atol=1e-5) for key in a["model"])
+    with pytest.raises(ValueError, match="multiple of 3"):
+        train(tiny("in3", train__accumulate=3))
+
+
+def test_activation_checkpointing_computes_the_same(tiny):
+    """Saving memory would change the training."""
+    for name, on in ("kept", "false"), ("again", "true"):
+        train(tiny(name, train__steps=3, train__activation_checkpointing=on))
+    a, b = (load_checkpoint(Path(tiny(name)["out"]) / "checkpoint.pt") for name in ("kept", "again"))
+    assert all(same(a[key], b[key]) for key in LEARNED)
 
 
 def test_validation_is_repeatable_and_reports_eps(flat_root):
@@ -331,7 +380,7 @@ def test_unconditional_baseline_trains(tiny):
 def test_a_trained_model_obeys_its_mask(tiny):
     """The whole path, data to picture, would not do what it is for."""
     never = {f"train__{name}_every": 999 for name in ("val", "preview", "save")}
-    cfg = tiny(train__steps=160, train__lr=0.003, train__batch_size=16, model__hidden_dim=16, **never)
+    cfg = tiny(train__steps=160, train__lr=0.003, train__warmup=10, train__batch_size=16, model__hidden_dim=16, **never)
     train(cfg)
     state = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
     model, diffusion, _ = build(cfg, 4, torch.device("cpu"))

@@ -66,6 +66,7 @@ class Painter:
         self.canvases = [Image.new(mode, (W * SCALE, H * SCALE), fill) for mode, fill in
                          (("RGB", 0), ("L", SKY), ("RGB", 0))]
         self.pens = [ImageDraw.Draw(canvas, mode) for canvas, mode in zip(self.canvases, ("RGBA", "L", "RGB"))]
+        self.autumn = pick(rng, AUTUMN)
 
     def point(self, x, y, z):
         """Where a point of the world falls on the canvas."""
@@ -324,7 +325,6 @@ def scene(seed, size=(64, 64)):
         raise ValueError(f"a scene needs at least 16x16 pixels, got {size[0]}x{size[1]} (height x width)")
     rng = np.random.default_rng(seed)
     p = Painter(rng, size)
-    p.autumn = pick(rng, AUTUMN)
     place = rng.choice(["city", "suburb", "country"], p=[.5, .3, .2])
     city, country = place == "city", place == "country"
     half, pavement = rng.uniform(2.9, 4.8), 0 if country else rng.uniform(1.6, 3.2)
