@@ -15,6 +15,7 @@ import json
 import os
 import shutil
 import signal
+import sys
 import unicodedata
 import warnings
 from collections import Counter
@@ -371,6 +372,7 @@ def prepare_command(prepare, doc, name, size, **more):
                         help="centred window that is taken first; default: the largest that has the ratio of --size")
     for flag, options in more.items():
         parser.add_argument(f"--{flag}", **options)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
     try:
         prepare(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
@@ -587,6 +589,7 @@ def main():
     command.add_argument("--out", default="counts.png")
     command.set_defaults(run=count)
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args.run(args)
     except (ValueError, OSError) as error:
