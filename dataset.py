@@ -16,6 +16,7 @@ import json
 import math
 import os
 import shutil
+import sys
 import unicodedata
 import warnings
 from collections import Counter
@@ -373,6 +374,7 @@ def prepare_command(prepare, doc, name, size, **more):
                         help="centred window that is taken first; default: the largest that has the ratio of --size")
     for flag, options in more.items():
         parser.add_argument(f"--{flag}", **options)
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
     try:
         prepare(**vars(parser.parse_args()))
     except (ValueError, OSError) as error:
@@ -412,10 +414,13 @@ class Pairs:
         mapped = folder / f".planes_{size[0]}x{size[1]}_{key}.npy"
         if not mapped.exists():
             partial = mapped.with_suffix(".partial")
-            planes = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
-            self.read(folder, planes)
-            planes.flush()
-            os.replace(partial, mapped)
+            try:
+                planes = np.lib.format.open_memmap(partial, "w+", np.uint8, shape)
+                self.read(folder, planes)
+                planes.flush()
+                os.replace(partial, mapped)
+            finally:
+                partial.unlink(missing_ok=True)
         print(f"{folder}: {len(self)} pairs, {math.prod(shape) / 2**30:.1f} GiB mapped from {mapped.name}")
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)  # torch warns that the file is not writable; nobody writes to it
@@ -587,6 +592,7 @@ def main():
     command.add_argument("--out", default="counts.png")
     command.set_defaults(run=count)
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         args.run(args)
     except (ValueError, OSError) as error:

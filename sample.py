@@ -13,6 +13,7 @@ picture is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its settin
 
 import argparse
 import json
+import sys
 import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -209,6 +210,7 @@ def main():
     parser.add_argument("--raw", action="store_true", help="the last weights instead of their average (EMA)")
     add_config_arguments(parser, default=None)
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
     try:
         run(args)
     except (ValueError, OSError) as error:

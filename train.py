@@ -99,13 +99,14 @@ def checked(key, value, where):
     elif isinstance(want[0], str):
         expected, fine = f"one of {', '.join(want)}", value in want
     else:
-        expected = f"a number from {want[0]:g} to {want[1]:g}"
+        expected, number = f"a number from {want[0]:g} to {want[1]:g}", value
         if isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML takes 1 for an int and 1e-4 for a string
             try:
-                value = float(value)
+                number = float(value)
             except (ValueError, OverflowError):
                 pass
-        fine = isinstance(value, float) and want[0] <= value <= want[1]
+        fine = isinstance(number, float) and want[0] <= number <= want[1]
+        value = number if fine else value
     if not fine:
         raise ValueError(f"{where}: {key} is {value!r:.200}; expected {expected}")
     return value
@@ -569,6 +570,7 @@ def main():
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
     parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
     args = parser.parse_args()
+    sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
     try:
         train(load_config(args.config, args.preset, args.set), args.resume, args.dry_run)
     except (ValueError, OSError) as error:
