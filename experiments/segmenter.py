@@ -1,7 +1,7 @@
 """A segmenter trained on a prepared data set: the judge of evaluate.py, and the augmentation study of the paper.
 
     python -m experiments.segmenter --root data/idd_lite/prepared --out runs/segmenter
-    python -m experiments.segmenter --root data/idd_lite/prepared --arch lraspp_mobilenet_v3_large    a net for CPUs
+    python -m experiments.segmenter --root data/idd_lite/prepared --arch lraspp_mobilenet_v3_large --lr 3e-3    for CPUs
     python sample.py --mask data/idd_lite/prepared/train/masks --n 1 --out generated
     python -m experiments.segmenter --root data/idd_lite/prepared --extra generated --seeds 3 --out runs/study
 
@@ -36,7 +36,7 @@ from evaluate import build_segmenter, confusion_matrix, find_pictures, load_segm
 from train import pick_device, save_checkpoint
 
 AUGMENT = {"p": 0.5, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "vertical_flip": False, "rotate": 0.0,
-           "crop": 0.5}  # few data and no pretrained weights: a net sees every picture a hundred times
+           "crop": 0.5}  # strong, since data are few and no weights are pretrained
 
 
 def add_extra(pairs, folder, masks_folder):
@@ -91,7 +91,8 @@ def train_segmenter(pairs, settings, seed, device, title):
     net.to(device, memory_format=torch.channels_last).train()
     steps, half = settings["steps"], settings["precision"] == "bf16"
     optimizer = torch.optim.AdamW(net.parameters(), lr=settings["lr"], weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=steps + 1, pct_start=0.1)
+    cycle = max(steps + 1, 11)  # a tenth of it is warm-up, which has to be longer than a step
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, settings["lr"], total_steps=cycle, pct_start=0.1)
     loader = batches(pairs, settings["batch_size"], seed, flip=0.5, augment=AUGMENT, device=device)
     bar = tqdm(range(1, steps + 1), unit="img", unit_scale=settings["batch_size"], desc=title, dynamic_ncols=True)
     for step in bar:
@@ -128,13 +129,12 @@ def paired(real, added):
 
     The interval is Student's t of the n differences, mean ± t(n - 1) std / sqrt(n). With one seed, deviations and interval are None.
     """
-    n, differences = len(real), np.subtract(added, real)
-    result = {}
-    for name, values in (("real", real), ("real + generated", added), ("difference", differences)):
-        result[name] = {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if n > 1 else None}
-    reach = student_t.ppf(0.975, n - 1) * result["difference"]["std"] / n**0.5 if n > 1 else 0.0
-    result["interval"] = [result["difference"]["mean"] - reach, result["difference"]["mean"] + reach] if n > 1 else None
-    return result
+    n, groups = len(real), {"real": real, "real + generated": added, "difference": np.subtract(added, real)}
+    result = {name: {"mean": float(np.mean(values)), "std": float(np.std(values, ddof=1)) if n > 1 else None}
+              for name, values in groups.items()}
+    mean, std = result["difference"].values()
+    reach = student_t.ppf(0.975, n - 1) * std / n**0.5 if n > 1 else None
+    return result | {"interval": [mean - reach, mean + reach] if n > 1 else None}
 
 
 def report(runs, splits, seeds):
