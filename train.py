@@ -355,7 +355,7 @@ def preview(model, diffusion, pairs, cfg, colorbook, device, autocast):
     with autocast():
         eps_fn = guided_eps(model, diffusion, mask, s["guidance"])
         noise = noise_like_seeds(range(len(chosen)), (3, *planes.shape[2:]), device)
-        made = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", 20)
+        made = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", min(20, diffusion.T))
     rows = [[colorbook.paint(pair[3]), pair[:3].transpose(1, 2, 0), fake] for pair, fake in zip(planes.numpy(), to_uint8(made))]
     return contact_sheet([list(column) for column in zip(*rows)])
 
