@@ -62,7 +62,8 @@ def test_mixed_suffixes_and_case(data):
 
 def test_what_systems_leave_in_folders(data):
     """Finder's, Explorer's or a network disk's hidden files would be pairs that cannot be read."""
-    rubbish = {".DS_Store": b"\0\0\0\1Bud1", "._a.png": b"\0\5\26\7", ".b.png": b"", "Thumbs.db": b"", "notes.txt": b"", "c.png~": b""}
+    rubbish = {".DS_Store": b"\0\0\0\1Bud1", "._a.png": b"\0\5\26\7", ".b.png": b"", "Thumbs.db": b"", "notes.txt": b"",
+               "c.png~": b""}
     root = data({"a.png": IMAGE} | rubbish, {"a.png": MASK} | rubbish)
     for kind in ("images", "masks"):
         (root / "train" / kind / "folder.png").mkdir()
@@ -141,8 +142,9 @@ def test_links(data, tmp_path):
     assert "dead.png" in str(error.value) and "loop.png" in str(error.value) and "good.png" not in str(error.value)
 
 
+PHOTO = encode(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8))
 BAD = {"cut.png": (IMAGE, MASK[:60]), "empty.png": (b"", MASK), "small.png": (IMAGE, encode(SCENE[:4])),
-       "ids.png": (IMAGE, encode(SCENE + 7)), "swapped.png": (MASK, encode(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)))}
+       "ids.png": (IMAGE, encode(SCENE + 7)), "swapped.png": (MASK, PHOTO)}
 
 
 @pytest.mark.parametrize("memory_gb", [0, 4])
@@ -186,4 +188,6 @@ def test_pairs_of_different_sizes(data):
         ids = np.full((h, w), i % 4, np.uint8)
         images[f"{i}.png"], masks[f"{i}.png"] = encode(BOOK.paint(ids)), encode(ids)
     pairs = Pairs(data(images, masks), "train", (8, 16))
-    assert all(image.shape == (3, 8, 16) and torch.equal(ids, torch.full((8, 16), i % 4)) for i, (image, ids) in enumerate(pairs[i] for i in range(5)))
+    for i in range(5):
+        image, ids = pairs[i]
+        assert image.shape == (3, 8, 16) and torch.equal(ids, torch.full((8, 16), i % 4, dtype=torch.uint8))
