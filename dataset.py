@@ -28,7 +28,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
-from PIL import Image, ImageDraw, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
 from tqdm import tqdm
 
 UNLABELLED = 255
@@ -108,7 +108,7 @@ def open_image(path):
 
 
 def read_image(path):
-    """A picture file as (H, W, 3) uint8 RGB; 16 bits are scaled to 8, what is transparent is black. ValueError names the file."""
+    """A picture file as (H, W, 3) uint8 RGB: 16 bits scaled to 8, black where it is transparent. ValueError names the file."""
     image = open_image(path)
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # convert() would clip them
         return np.repeat(((np.array(image).astype(np.uint32) + 128) // 257).astype(np.uint8)[..., None], 3, axis=2)
@@ -131,29 +131,29 @@ def read_mask(path, colorbook):
     if image.mode not in ("P", "L", "RGB", "RGBA"):
         raise ValueError(f"{path}: a picture of mode {image.mode}; expected an 8-bit palette, grey (ids), RGB or RGBA "
                          "picture. Save it as an 8-bit PNG")
-    values, K, opaque = np.array(image), len(colorbook), np.ones(image.size[::-1], bool)
+    values, kind, opaque = np.array(image), "colours", np.ones(image.size[::-1], bool)
     if image.has_transparency_data:
         opaque = np.array(image.convert("RGBA"))[..., 3] >= 128
     if image.mode == "P":  # ids if the palette says so, else a colour picture that happens to be stored with a palette
-        used, stored = np.unique(values[opaque]), np.array(image.getpalette("RGB"), np.uint8).reshape(-1, 3)
-        palette = np.zeros((256, 3), np.uint8)
-        palette[: len(stored)] = stored
-        ramp = len(stored) > 1 and (stored == np.arange(len(stored))[:, None]).all()
-        classes = {tuple(rgb) for rgb in colorbook.colors.tolist() if any(rgb)}
-        if ((ramp or used.any()) and (palette[used] == used[:, None]).all()
-                or (palette[used[used < K]] == colorbook.colors[used[used < K]]).all()
-                and not palette[used[(used >= K) & (used != UNLABELLED)]].any()
-                and not (UNLABELLED in used and tuple(palette[UNLABELLED].tolist()) in classes)):
-            return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), "palette", 0.0
+        used, palette = np.unique(values[opaque]).tolist(), image.getpalette("RGB")
+        shown = {i: tuple(palette[3 * i : 3 * i + 3]) or (0, 0, 0) for i in used}
+        classes = dict(enumerate(map(tuple, colorbook.colors.tolist())))
+        grey = all(rgb == (i, i, i) for i, rgb in shown.items()) and (any(used) or palette[3:6] == [1, 1, 1])
+        ours = (rgb == classes.get(i, (0, 0, 0)) or i == UNLABELLED and rgb not in classes.values() for i, rgb in shown.items())
+        if grey or all(ours):
+            kind = "palette"
     elif image.mode == "L":
         with Image.open(path) as unread:
             coding = f"{image.format} {unread.tile[0][3]}"  # 2 or 4 bits are "L;2" or "L;4", and were scaled to 0..255
         if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
             raise ValueError(f"{path}: a grey picture stored as {coding}, so that its values are not exactly the ids; expected "
                              "8 bits without loss. Save it as an 8-bit PNG")
-        return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), "ids", 0.0
-    ids, snapped = snap_colors(np.array(image.convert("RGBA"))[..., :3], opaque, colorbook, path)
-    return ids, "colours", snapped
+        kind = "ids"
+    if kind == "colours":
+        lossy = image.format in ("JPEG", "MPO", "WEBP", "AVIF")
+        ids, snapped = snap_colors(np.array(image.convert("RGBA"))[..., :3], opaque, colorbook, path, lossy)
+        return ids, kind, snapped
+    return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), kind, 0.0
 
 
 def check_ids(ids, colorbook, path):
@@ -167,23 +167,22 @@ def check_ids(ids, colorbook, path):
     return ids
 
 
-def snap_colors(rgb, opaque, colorbook, path, near=6, reach=20, tolerated=0.02):
+def snap_colors(rgb, opaque, colorbook, path, lossy=False, near=6, reach=20):
     """Colours (H, W, 3) uint8 to ids (H, W) and the share of snapped pixels; black and transparent are unlabelled.
 
     A pixel is sure if it has the colour of a class, within `near` (Euclidean, 0..255 a channel), in an even spot, or
-    exactly, in a drawing without soft edges. The others are blends: of all lines from one sure class beside the pixel to
-    another the one that its colour is nearest to says which two, and the nearer end of it, which one. So it never is a third
-    class whose colour lies on the way. "Beside" is a square that grows until a line comes within reach / 2. What is left
-    goes to a class within `reach`, or was a stroke so thin that all of it is soft: a blend of a class beside it and any
-    other. Anything else is unknown: an error if it is painted (a spot of 3x3 pixels, or one colour in 20 pixels) or makes
-    up more than the share `tolerated`.
+    exactly, in a drawing without soft edges. Every other one is a blend of two classes beside it, and belongs to the nearer
+    end of the line of colours between them, so never to a third class whose colour lies on the way. Beside it are those
+    sure in a square that grows until the colour comes within reach / 2 of a line. What is left goes to a class within
+    `reach`, or was a stroke so thin that it has no sure pixel: a blend of a class beside it and any other. Anything else is
+    unknown: an error if it is painted, which is an even spot or one colour in 20 pixels, or makes up more than 2 %. In a file
+    that was compressed with loss, all edges ring: there 10 % may be unknown, and an equal colour says nothing.
     """
     H, W = opaque.shape
-    rgb = np.where(opaque[..., None], rgb, 0)
+    rgb = np.where(opaque[..., None], rgb, 0).astype(np.uint8)
     colors, names = colorbook.colors.astype(np.float32), colorbook.names
     if colors.any(axis=1).all():  # no class is black: black means unlabelled
         colors, names = np.concatenate([colors, np.zeros((1, 3), np.float32)]), [*names, "unlabelled"]
-    K = len(colors)
     packed, index = np.unique(rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_inverse=True)
     index, found = index.reshape(H, W), np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.float32)
     nearest, least = np.zeros(len(found), np.uint8), np.full(len(found), np.inf, np.float32)
@@ -192,59 +191,19 @@ def snap_colors(rgb, opaque, colorbook, path, near=6, reach=20, tolerated=0.02):
         nearest, least = np.where(distance < least, np.uint8(k), nearest), np.minimum(distance, least)
     ids, off = nearest[index], least[index]
     snapped = float((off > 0).mean())
-
-    def highest(plane):
-        """The largest value in 3x3 pixels: (H, W, ...) to the same."""
-        plane = np.pad(plane, ((1, 1), (1, 1), *[(0, 0)] * (plane.ndim - 2)), mode="edge")
-        plane = np.maximum(np.maximum(plane[:-2], plane[1:-1]), plane[2:])
-        return np.maximum(np.maximum(plane[:, :-2], plane[:, 1:-1]), plane[:, 2:])
-
     if snapped:
-        spread = (highest(rgb) - (255 - highest(255 - rgb))).max(axis=2)  # of the colours in 3x3 pixels
-        sure = (off <= near) & (spread <= 8) | (off == 0) & ~highest(off > 0)
-        unknown = (off > reach) & (spread <= 2)
-        if not unknown.any() and (off > reach).mean() < 0.5:  # nothing is painted, and it is no photograph
-            y, x = np.nonzero(~sure)
-            color, own, known = found[index[y, x]], ids[y, x], np.zeros(len(y), bool)
-            label, miss = own.copy(), np.full(len(y), np.inf, np.float32)
-
-            def blend(at, a, b):
-                """Pixels `at` take the nearer end of the line from class a to b if they are closer to it than to any so far."""
-                way = colors[b] - colors[a]
-                t = ((color[at] - colors[a]) @ way / max(way @ way, 1)).clip(0, 1)
-                aside = np.linalg.norm(color[at] - colors[a] - t[:, None] * way, axis=1)
-                closer = aside < miss[at]
-                miss[at[closer]], label[at[closer]] = aside[closer], np.where(t < 0.5, a, b)[closer]
-
-            side, v, u = 4, *np.nonzero(sure)
-            present = torch.zeros(K, -(-H // side), -(-W // side))  # which classes are in which square
-            present[ids[v, u].astype(int), v // side, u // side] = 1
-            while True:
-                beside = F.max_pool2d(present, 3, 1, 1).numpy() > 0  # in the square of a pixel and the eight around it
-                left = np.flatnonzero(~known)
-                here, together = beside[:, y[left] // side, x[left] // side], beside.reshape(K, -1).astype(np.float32)
-                miss[left] = np.inf
-                for a, b in np.argwhere(np.triu(together @ together.T)):
-                    blend(left[here[a] & here[b]], a, b)
-                known[left] = miss[left] <= reach / 2
-                if 2 * side > max(16, min(H, W) // 16):
-                    break
-                present, side = F.max_pool2d(present, 2, ceil_mode=True), 2 * side
-            low, high = (pick(np.where(beside[..., None], colors[:, None, None], empty), axis=0)[y // side, x // side]
-                         for pick, empty in ((np.min, np.inf), (np.max, -np.inf)))
-            known |= ((color >= low - reach) & (color <= high + reach)).all(axis=1)  # a blend of three, or in linear light
-            left, before = np.flatnonzero(~known), label.copy()
-            miss[left] = np.inf
-            for a, b in itertools.product(range(K), repeat=2):
-                blend(left[beside[a, y[left] // side, x[left] // side]], a, b)
-            close = off[y, x] <= reach
-            label = np.where(known | (miss <= reach / 2), label, np.where(close, own, before))
-            known |= (miss <= reach / 2) | close
-            ids[y, x], unknown[y, x] = label, ~known
-        elif not unknown.any():
-            unknown = off > reach
-        counts = Counter(index[unknown].tolist()).most_common(1)
-        if (unknown & (spread <= 8)).any() or unknown.mean() > tolerated or counts and counts[0][1] >= 20:
+        picture = Image.fromarray(rgb)
+        largest, smallest = (np.array(picture.filter(f(3))) for f in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
+        spread = (largest - smallest).max(axis=2)  # in the 3x3 pixels around
+        hard = ~np.array(Image.fromarray(off > 0).convert("L").filter(ImageFilter.MaxFilter(3))).astype(bool)
+        sure = (off <= near) & (spread <= 8) | (off <= reach) & (spread <= 2) | hard
+        unknown = off > reach
+        if (unknown & (spread <= 2)).any():  # painted, whatever is beside it
+            unknown &= spread <= 2
+        elif unknown.mean() < 0.5:  # no photograph
+            ids, unknown = unblend(ids, off, sure, found[index], colors, reach)
+        stroke = not lossy and unknown.any() and np.bincount(index[unknown]).max() >= 20
+        if stroke or (unknown & (spread <= 8)).any() or unknown.mean() > (0.1 if lossy else 0.02):
             unknown = ~sure & np.isin(index, index[unknown])  # with those that a blend might have explained
             counts = Counter(index[unknown].tolist()).most_common(5)
             listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
@@ -253,6 +212,51 @@ def snap_colors(rgb, opaque, colorbook, path, near=6, reach=20, tolerated=0.02):
                              f"of the colorbook: {listed}. Paint with the colours that `python dataset.py legend` draws")
     ids[(ids >= len(colorbook)) | ~opaque] = UNLABELLED
     return ids, snapped
+
+
+def unblend(ids, off, sure, rgb, colors, reach):
+    """The ids of soft edges: see snap_colors(). Returns ids (H, W), and where they are unknown, (H, W) bool.
+
+    ids (H, W) are the nearest classes, off (H, W) their distance in colour, sure (H, W) says where they are right; rgb
+    (H, W, 3) are the colours, and colors (K, 3) those of the classes.
+    """
+    (H, W), K, (v, u), (y, x) = ids.shape, len(colors), np.nonzero(sure), np.nonzero(~sure)
+    color, label, known = rgb[y, x], ids[y, x], np.zeros(len(y), bool)
+    miss = np.full(len(y), np.inf, np.float32)
+
+    def blend(at, a, b):
+        """Pixels `at` take the nearer end of the line from class a to b if they are closer to it than to any so far."""
+        way = colors[b] - colors[a]
+        t = ((color[at] - colors[a]) @ way / max(way @ way, 1)).clip(0, 1)
+        aside = np.linalg.norm(color[at] - colors[a] - t[:, None] * way, axis=1)
+        closer = aside < miss[at]
+        miss[at[closer]], label[at[closer]] = aside[closer], np.where(t < 0.5, a, b)[closer]
+
+    side, present = 4, torch.zeros(K, -(-H // 4), -(-W // 4))
+    present[ids[v, u].astype(int), v // side, u // side] = 1  # which classes are in which square
+    while True:
+        beside = F.max_pool2d(present, 3, 1, 1).numpy() > 0  # in the square of a pixel and the eight around it
+        left, together = np.flatnonzero(~known), beside.reshape(K, -1).astype(np.float32)
+        here = beside[:, y[left] // side, x[left] // side]
+        miss[left] = np.inf
+        for a, b in np.argwhere(np.triu(together @ together.T)):
+            blend(left[here[a] & here[b]], a, b)
+        known[left] = miss[left] <= reach / 2
+        if 2 * side > max(16, min(H, W) // 16):
+            break
+        present, side = F.max_pool2d(present, 2, ceil_mode=True), 2 * side
+    low, high = (extreme(np.where(beside[..., None], colors[:, None, None], none), axis=0)[y // side, x // side]
+                 for extreme, none in ((np.min, np.inf), (np.max, -np.inf)))
+    known |= ((color >= low - reach) & (color <= high + reach)).all(axis=1)  # a blend of three, or in linear light
+    left, before = np.flatnonzero(~known), label.copy()
+    miss[left] = np.inf
+    for a, b in itertools.product(range(K), repeat=2):
+        blend(left[beside[a, y[left] // side, x[left] // side]], a, b)
+    close = off[y, x] <= reach
+    label = np.where(known | (miss <= reach / 2), label, np.where(close, ids[y, x], before))
+    ids, unknown = ids.copy(), np.zeros((H, W), bool)
+    ids[y, x], unknown[y, x] = label, ~(known | (miss <= reach / 2) | close)
+    return ids, unknown
 
 
 def save_mask(ids, path, colorbook):

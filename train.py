@@ -93,8 +93,8 @@ def checked(key, value, where):
         expected = "a text" + ("" if may_be_empty else " that is not empty") + ", in quotes if it looks like something else"
         fine = isinstance(value, str) and value.isprintable() and bool(may_be_empty or value.strip())
     elif isinstance(want, range):
-        expected = (f"a{'n even' if want.step == 2 else ''} whole number "
-                    + ("from 0 on" if want[0] == 0 else "above 0" if want[0] == 1 else f"from {want[0]} on") + f", at most {want[-1]}")
+        low = {0: "from 0 on", 1: "above 0"}.get(want[0], f"from {want[0]} on")
+        expected = f"{'an even' if want.step == 2 else 'a'} whole number {low}, at most {want[-1]}"
         fine = type(value) is int and value in want
     elif isinstance(want[0], str):
         expected, fine = f"one of {', '.join(want)}", value in want
@@ -241,14 +241,15 @@ def read_checkpoint(path):
         raise ValueError(f"{path}: written by a newer version of this program (format {state['format']}, this one knows "
                          f"{FORMAT}): update the program")
     parts = dict.fromkeys(("model", "ema", "optimizer", "scaler", "rng", "config", "colorbook"), dict)
-    wrong = [key for key, kind in (parts | {"step": int, "seconds": (int, float)}).items() if not isinstance(state.get(key), kind)]
+    parts |= {"step": int, "seconds": (int, float)}
+    wrong = [key for key, kind in parts.items() if not isinstance(state.get(key), kind)]
     if wrong:
         raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} missing or of another kind; {expected}")
 
     config = flatten(state["config"])
     for key in config.keys() & flatten(SETTINGS).keys():
         checked(key, config[key], f"{path}, its config")
-    needed = {key for key in flatten(SETTINGS) if key.startswith(("model.", "diffusion.")) or key in ("data.size", "train.precision")}
+    needed = {key for key in flatten(SETTINGS) if key.startswith(("model.", "diffusion.", "data.size", "train.precision"))}
     if needed - config.keys():
         raise ValueError(f"{path}: its config lacks {', '.join(sorted(needed - config.keys()))}; {expected}")
     try:
@@ -261,8 +262,8 @@ def read_checkpoint(path):
         found = {key: tuple(getattr(weight, "shape", ())) for key, weight in state[part].items()}
         odd = [key for key in shapes | found if shapes.get(key) != found.get(key)]
         if odd:
-            raise ValueError(f"{path}: its weights ({part}) are not of the network that its config and {len(colorbook)} classes "
-                             f"describe: {odd[0]} is {found.get(odd[0], 'missing')}, expected {shapes.get(odd[0], 'none')}"
+            raise ValueError(f"{path}: its weights ({part}) are not of the network that its config and {len(colorbook)} "
+                             f"classes describe: {odd[0]} is {found.get(odd[0], 'missing')}, expected {shapes.get(odd[0], 'none')}"
                              + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""))
     return state
 

@@ -61,7 +61,8 @@ def test_mixed_suffixes_and_case(data):
 
 def test_what_systems_leave_in_folders(data):
     """Finder's, Explorer's or a network disk's hidden files would be pairs that cannot be read."""
-    rubbish = {".DS_Store": b"\0\0\0\1Bud1", "._a.png": b"\0\5\26\7", ".b.png": b"", "Thumbs.db": b"", "notes.txt": b"", "c.png~": b""}
+    rubbish = {".DS_Store": b"\0\0\0\1Bud1", "._a.png": b"\0\5\26\7", ".b.png": b"", "Thumbs.db": b"", "notes.txt": b"",
+               "c.png~": b""}
     root = data({"a.png": IMAGE} | rubbish, {"a.png": MASK} | rubbish)
     for kind in ("images", "masks"):
         (root / "train" / kind / "folder.png").mkdir()
@@ -140,8 +141,9 @@ def test_links(data, tmp_path):
     assert "dead.png" in str(error.value) and "loop.png" in str(error.value) and "good.png" not in str(error.value)
 
 
+PHOTO = encode(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8))
 BAD = {"cut.png": (IMAGE, MASK[:60]), "empty.png": (b"", MASK), "small.png": (IMAGE, encode(SCENE[:4])),
-       "ids.png": (IMAGE, encode(SCENE + 7)), "swapped.png": (MASK, encode(np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)))}
+       "ids.png": (IMAGE, encode(SCENE + 7)), "swapped.png": (MASK, PHOTO)}
 
 
 @pytest.mark.parametrize("memory_gb", [0, 4])

@@ -44,7 +44,8 @@ def write_png(path, samples, depth=8, palette=None, transparency=b"", interlaced
     head = struct.pack(">IIBBBBB", W, H, depth, color, 0, 0, interlaced)
     extra = chunk(b"PLTE", np.asarray(palette, np.uint8).tobytes()) if palette is not None else b""
     extra += chunk(b"tRNS", transparency) if transparency else b""
-    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(data)) + chunk(b"IEND", b""))
+    path.write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + extra + chunk(b"IDAT", zlib.compress(data))
+                     + chunk(b"IEND", b""))
 
 
 def check_refused(read, path, *words):
@@ -64,7 +65,8 @@ def mask_of(path):
 
 
 @few(max_examples=30)
-@given(ids=small_masks, form=st.sampled_from(["ids", "palette", "RGB", "RGBA", "RGB 16 bits", "RGBA 16 bits"]), interlaced=st.booleans())
+@given(ids=small_masks, interlaced=st.booleans(),
+       form=st.sampled_from(["ids", "palette", "RGB", "RGBA", "RGB 16 bits", "RGBA 16 bits"]))
 def test_every_form_of_png(tmp_path, ids, form, interlaced):
     """A mask from another program, with more bits or interlaced, would become another mask."""
     path, rgb = tmp_path / "mask.png", PALETTE[ids]
@@ -82,7 +84,6 @@ def test_palettes_of_any_order_and_length(tmp_path, data, depth, interlaced):
     """A colour picture that a program stored with a palette of its own would be taken for ids, or some of it for unlabelled."""
     size = data.draw(st.integers(1, 2**depth))
     classes = np.array(data.draw(st.lists(known_ids, min_size=size, max_size=size)), np.uint8)  # the class of each entry
-    assume(classes.tolist()[19:].count(NONE) + list(classes[:19]).count(NONE) == 0 or (classes[:19] != np.arange(len(classes[:19]))).any())
     index = data.draw(arrays(np.uint8, (5, 9), elements=st.integers(0, size - 1)))
     assume((classes[index] != index).any())  # else black entries could be ids without a colour
     write_png(tmp_path / "mask.png", index, depth, PALETTE[classes], interlaced=interlaced)
@@ -93,7 +94,8 @@ def test_palettes_of_any_order_and_length(tmp_path, data, depth, interlaced):
 
 
 @pytest.mark.parametrize("void", [(0, 0, 0), (255, 255, 255), (224, 224, 192)])
-@pytest.mark.parametrize("ids", [street(), np.full((4, 4), NONE, np.uint8), np.zeros((4, 4), np.uint8)], ids=["street", "none", "road"])
+@pytest.mark.parametrize("ids", [street(), np.full((4, 4), NONE, np.uint8), np.zeros((4, 4), np.uint8)],
+                         ids=["street", "none", "road"])
 def test_unlabelled_may_have_any_colour_in_a_palette(tmp_path, ids, void):
     """Masks of data sets that show unlabelled in white (PASCAL VOC: in cream) would be refused."""
     write_png(tmp_path / "mask.png", ids, 8, np.concatenate([PALETTE[:255], [void]]))
@@ -160,8 +162,8 @@ def saved(mode, suffix, path, **options):
 
 READ = [("L", "png"), ("L", "tif"), ("L", "bmp"), ("P", "png"), ("P", "tif"), ("P", "bmp"), ("P", "gif"), ("RGB", "png"),
         ("RGB", "tif"), ("RGB", "bmp"), ("RGBA", "png"), ("RGBA", "tif")]
-REFUSED = [("1", "png"), ("1", "tif"), ("1", "bmp"), ("LA", "png"), ("LA", "tif"), ("PA", "tif"), ("I;16", "png"), ("I;16", "tif"),
-           ("I", "tif"), ("F", "tif"), ("CMYK", "tif"), ("CMYK", "jpg"), ("YCbCr", "tif"), ("LAB", "tif"), ("L", "jpg")]
+REFUSED = [("1", "png"), ("1", "tif"), ("1", "bmp"), ("LA", "png"), ("LA", "tif"), ("PA", "tif"), ("I;16", "png"),
+           ("I;16", "tif"), ("I", "tif"), ("F", "tif"), ("CMYK", "tif"), ("CMYK", "jpg"), ("LAB", "tif"), ("L", "jpg")]
 
 
 @pytest.mark.parametrize("mode, suffix", READ)
@@ -214,8 +216,8 @@ def test_picture_without_pixels(tmp_path, size):
 def test_huge_pictures(tmp_path, side):
     """A small file that unpacks to gigabytes would take all memory; Pillow only warns about some of them."""
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
-    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6)))
-                                        + chunk(b"IEND", b""))
+    parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
+    (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
     check_refused(mask_of, tmp_path / "bomb.png", str(side**2), f"{Image.MAX_IMAGE_PIXELS:,} pixels")
     check_refused(read_image, tmp_path / "bomb.png", str(side**2))
 
@@ -271,8 +273,8 @@ def test_damaged_png(tmp_path, at, flip):
 
 
 @few(max_examples=30)
-@given(suffix=st.sampled_from(SUFFIXES), at=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4),
-       value=st.integers(0, 255))
+@given(suffix=st.sampled_from(SUFFIXES), value=st.integers(0, 255),
+       at=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4))
 def test_no_damage_crashes(tmp_path, suffix, at, value):
     """A broken file among thousands would end a night's work in a traceback that does not name it."""
     damaged = bytearray(encoded(suffix))
@@ -336,9 +338,11 @@ CONVERTED = {"1": (255, 255, 255), "L": (77, 77, 77), "LA": (77, 77, 77), "P": (
              "RGBA": (200, 30, 90), "CMYK": (200, 30, 90), "YCbCr": (200, 30, 90)}
 
 
-@pytest.mark.parametrize("mode, suffix", [(mode, suffix) for suffix, modes in {
-    "png": ("1", "L", "LA", "P", "RGB", "RGBA"), "tif": CONVERTED, "jpg": ("1", "L", "RGB", "CMYK", "YCbCr"),
-    "bmp": ("1", "L", "P", "RGB", "RGBA"), "webp": ("RGB", "RGBA")}.items() for mode in modes])
+SAVED = {"png": ("1", "L", "LA", "P", "RGB", "RGBA"), "tif": ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK"),
+         "jpg": ("1", "L", "RGB", "CMYK", "YCbCr"), "bmp": ("1", "L", "P", "RGB", "RGBA"), "webp": ("RGB", "RGBA")}
+
+
+@pytest.mark.parametrize("mode, suffix", [(mode, suffix) for suffix, modes in SAVED.items() for mode in modes])
 def test_modes_of_images(tmp_path, mode, suffix):
     """A grey, CMYK or palette picture would be read in other colours."""
     image = Image.new("RGB", (16, 16), CONVERTED[mode]).convert(mode, palette=Image.Palette.ADAPTIVE)
@@ -388,9 +392,10 @@ def test_phone_photo_with_a_second_picture(tmp_path):
 @few(max_examples=60)
 @given(color=st.one_of(
     st.tuples(*[st.integers(0, 255)] * 3),
-    st.builds(lambda k, d: tuple(np.clip(COLORS[k] + d, 0, 255).tolist()), st.integers(0, 18), arrays(int, 3, elements=st.integers(-14, 14))),
-    st.builds(lambda a, b, t: tuple((COLORS[a] + t * (COLORS[b] - COLORS[a])).astype(int).tolist()), st.integers(0, 18),
-              st.integers(0, 18), st.floats(0, 1))), ground=st.lists(known_ids, min_size=1, max_size=2))
+    st.builds(lambda k, d: tuple(np.clip(COLORS[k] + d, 0, 255).tolist()),  # near a class
+              st.integers(0, 18), arrays(int, 3, elements=st.integers(-14, 14))),
+    st.builds(lambda a, b, t: tuple((COLORS[a] + t * (COLORS[b] - COLORS[a])).astype(int).tolist()),  # between two
+              st.integers(0, 18), st.integers(0, 18), st.floats(0, 1))), ground=st.lists(known_ids, min_size=1, max_size=2))
 def test_painted_colours(tmp_path, color, ground):
     """A painted spot, at a class's colour, near to or between some, would become a class that it is not, or be refused."""
     rgb = PALETTE[np.repeat(np.resize(np.array(ground, np.uint8), 2), 12)[None].repeat(24, axis=0)]
@@ -403,9 +408,8 @@ def test_painted_colours(tmp_path, color, ground):
         return
     ids = mask_of(tmp_path / "mask.png")[0]
     spot = ids[6:18, 6:18]
-    if distance.min() <= 6 and np.sort(distance)[1] > 12:
-        assert (spot == best).all()
-    assert set(np.unique(spot)) <= set(np.append(np.arange(19), NONE)[distance <= 20])
+    assert (spot[1:-1, 1:-1] == best).all()
+    assert set(np.unique(spot)) <= {best, *ground}
     away = ids.copy()
     away[5:19, 5:19] = 99
     assert set(np.unique(away)) <= {*ground, 99}
@@ -430,7 +434,8 @@ def painting(seed, h=144, w=192, scale=4, shapes=8):
         elif shape == "stroke":
             a, b, c = rng.uniform(0, corner, (3, 2))
             t = np.linspace(0, 1, 40)[:, None]
-            pen.line([tuple(p) for p in (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c], k, int(rng.uniform(4, 20) * scale), "curve")
+            curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
+            pen.line([tuple(p) for p in curve], k, int(rng.uniform(4, 20) * scale), "curve")
         else:
             getattr(pen, shape)([*(middle - radius), *(middle + radius)], fill=k)
     return np.array(canvas)
@@ -509,16 +514,32 @@ def test_thin_soft_strokes(tmp_path, wide):
     assert (ids == large[2::4, 2::4]).mean() >= 0.97 and (ids == 5).sum() >= 64 * wide * 0.5
 
 
-@few(max_examples=8)
-@given(seed=st.integers(0, 99), quality=st.integers(60, 95), subsampling=st.sampled_from([0, 2]))
+@few(max_examples=10)
+@given(seed=st.integers(0, 59), quality=st.integers(60, 95), subsampling=st.sampled_from([0, 2]))
 def test_jpeg_of_any_quality(tmp_path, seed, quality, subsampling):
-    """A mask that went through a chat program would be read wrong instead of well or not at all."""
-    large = painting(seed, shapes=6)
-    truth = large[2::4, 2::4]
+    """A mask that was compressed too much would be read wrong instead of not at all."""
+    truth = painting(seed, shapes=6)[2::4, 2::4]
     Image.fromarray(PALETTE[truth]).save(tmp_path / "mask.jpg", quality=quality, subsampling=subsampling)
     try:
         ids = mask_of(tmp_path / "mask.jpg")[0]
     except ValueError as error:
         assert "mask.jpg" in str(error) and "Paint with" in str(error)
     else:
-        assert (ids == truth).mean() >= 0.97 and np.isin(ids, np.unique(truth)).mean() >= 0.995
+        assert (ids == truth).mean() >= 0.95 and np.isin(ids, np.unique(truth)).mean() >= 0.99
+
+
+def test_jpeg_of_common_quality(tmp_path):
+    """A mask that went through a chat program would be refused because its edges ring."""
+    for seed in range(8):
+        truth = painting(seed, shapes=6)[2::4, 2::4]
+        Image.fromarray(PALETTE[truth]).save(tmp_path / "mask.jpg", quality=85)
+        assert (mask_of(tmp_path / "mask.jpg")[0] == truth).mean() >= 0.96
+
+
+@pytest.mark.parametrize("suffix", ["jpg", "webp"])
+def test_unknown_colour_in_a_lossy_file(tmp_path, suffix):
+    """What is let pass because of ringing edges would let a painted colour of no class pass too."""
+    rgb = PALETTE[painting(3, shapes=6)[2::4, 2::4]]
+    rgb[40:60, 50:70] = 255, 0, 255
+    Image.fromarray(rgb).save(tmp_path / f"mask.{suffix}", quality=80)
+    check_refused(mask_of, tmp_path / f"mask.{suffix}", "in no class")
