@@ -166,8 +166,8 @@ def report(runs, splits, seeds):
                        "more than the noise between seeds: the generated pictures " + ("helped" if low > 0 else "harmed"))
         study[split]["verdict"] = f"{split}: the difference of mean IoU is {verdict}"
         print(study[split]["verdict"] + "\n")
-    print(f"± is the deviation over seeds {', '.join(seeds)}. Not in it: which pictures are judged, and which were generated. Of many classes some\n"
-          "leave their interval by chance (one in twenty): the verdict is on mean IoU alone.")
+    print(f"± is the deviation over seeds {', '.join(seeds)}. Not in it: which pictures are judged, and which were generated. One class in twenty\n"
+          "leaves its interval by chance, so the verdicts are on mean IoU alone; where those of two splits differ, nothing is shown.")
     return study
 
 
