@@ -435,7 +435,7 @@ def train(cfg, resume=False, dry_run=False):
           f"{num_classes} classes, {size}, {len(pairs)} pairs; {c['steps']} steps of {c['batch_size']} = {epochs:.1f} epochs; "
           f"seed {cfg['seed']}")
     if dry_run:
-        return print(f"dry run: nothing written; a run would go to {out}")
+        return print(f"dry run: everything can be read; a run would go to {out}")
     if step >= c["steps"]:
         return print(f"{path} is at step {step} of {c['steps']} already: raise train.steps to go on")
 
@@ -569,7 +569,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
-    parser.add_argument("--dry-run", action="store_true", help="check everything, write nothing")
+    parser.add_argument("--dry-run", action="store_true", help="read config and all data, say what the run would be, and stop")
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
     try:
