@@ -425,7 +425,8 @@ def train(cfg, resume=False, dry_run=False):
             if isinstance(p, DTensor):
                 moments |= {k: distribute_tensor(v.to(device), p.device_mesh, p.placements) for k, v in moments.items() if v.dim()}
         optimizer.load_state_dict(state["optimizer"])
-        scaler.load_state_dict(state["scaler"]) if state["scaler"] else None
+        if state["scaler"]:  # one that was off has no state
+            scaler.load_state_dict(state["scaler"])
         torch.set_rng_state(state["rng"]["cpu"])
         if device.type == "cuda" and "cuda" in state["rng"]:
             torch.cuda.set_rng_state(state["rng"]["cuda"])
