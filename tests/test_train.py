@@ -18,7 +18,7 @@ from PIL import Image
 
 import train as train_module
 from conftest import LOOKS, flat_scene
-from dataset import Pairs, one_hot
+from dataset import Pairs, one_hot, unpack
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from train import SETTINGS, build, flatten, load_checkpoint, load_config, save_checkpoint, train, validate
 
@@ -327,6 +327,23 @@ def test_learning_rate_rises_and_falls(tiny, monkeypatch):
     monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), real(self, *a))[1])
     train(tiny(train__steps=9, train__lr=0.3, train__warmup=3, train__hold=4))
     assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3, *(0.3 * (4 / n) ** 0.5 for n in range(5, 10))])
+
+
+@pytest.mark.parametrize("precision, bound", [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_is_near_single(flat_root, tiny, precision, bound):
+    """Half precision would train another network: its gradient is within the bound of float32's, in the Euclidean norm."""
+    x0, mask = unpack(Pairs(flat_root, "train", (16, 16)).planes[:16], 4)
+    gradients, losses = [], []
+    for name in "fp32", precision:
+        torch.manual_seed(0)
+        model, diffusion, autocast = build(tiny(train__precision=name, model__hidden_dim=16), 4, torch.device("cpu"))
+        with autocast():
+            loss = diffusion.loss(model, x0, mask)
+        (1024 * loss).backward()  # as GradScaler does
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=bound / 5)
+    assert (gradients[1] - gradients[0]).norm() < bound * gradients[0].norm()
 
 
 def test_accumulated_parts_make_the_same_step(tiny, monkeypatch):
