@@ -517,7 +517,7 @@ def photo_as_mask(x):
     (None, ["--fake", "{real}/nowhere"], r"nowhere: no such folder"),
     (None, ["--train", "{real}/nowhere"], r"nowhere: no such folder"),
     (other_names, [], r"no picture has the name of one in .*Found 'picture0'.*such as 'flat_100'.*--unpaired"),
-    (cut, [], r"flat_100_w3_seed1.png: not readable as a picture"),
+    (cut, [], r"flat_100_w3_seed1.png .*not readable as a picture"),
     (palette_mask, [], r"flat_100_w3_seed1.png: a mask .*expected a picture"),
     (painted_mask, [], r"flat_100_w3_seed1.png: a mask .*expected a picture"),
     (id_mask, [], r"flat_100.png: a mask .*expected a picture"),
