@@ -382,6 +382,8 @@ def train(cfg, resume=False, dry_run=False):
     if c["fsdp"] and (ranks == 1 or c["precision"] == "fp16"):
         raise ValueError(f"train.fsdp needs several processes (torchrun --nproc_per_node=N train.py ...), there is {ranks}, and "
                          f"train.precision fp32 or bf16, it is {c['precision']}")
+    if c["fsdp"] and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
+        raise ValueError(f"train.fsdp on the CPU needs a newer torch than {torch.__version__}: update it, or leave train.fsdp false")
 
     # data; the first process draws the toy scenes, which need no download, or maps the files, and the others find it done
     root = Path(d["root"])
