@@ -107,6 +107,8 @@ def load_segmenter(name, colorbook, device):
     ValueError where it is neither, or knows less than half of the colorbook's classes.
     """
     if not Path(name).is_file():
+        if Path(name).suffix == ".pt":
+            raise ValueError(f"{name}: no such file; expected a checkpoint of experiments/segmenter.py, which trains one")
         return load_mask2former(name, colorbook, device)
     try:
         state = torch.load(name, map_location="cpu", weights_only=True)

@@ -38,7 +38,8 @@ def read_masks(path, colorbook, size):
         raise FileNotFoundError(f"{path}: no such mask file or folder")
     files = list_files(path) if path.is_dir() else {path.stem: path}
     if not files:
-        raise ValueError(f"{path}: no masks in this folder; expected pictures ({', '.join(SUFFIXES)})")
+        raise ValueError(f"{path}: no masks in this folder; expected pictures ({', '.join(SUFFIXES)})"
+                         + (f". Do you mean {path / 'masks'}?" if (path / "masks").is_dir() else ""))
     masks, said = {}, Counter()
     for stem, file in files.items():
         ids, kind, snapped = read_mask(file, colorbook)

@@ -222,7 +222,7 @@ def read_checkpoint(path):
     whose weights do not fit its own config and colorbook.
     """
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; train one with `python train.py`, or name it with --checkpoint")
+        raise FileNotFoundError(f"{path}: no such checkpoint; `python train.py` without --resume makes one, `sample.py --checkpoint FILE` names another")
     expected = "expected a whole checkpoint.pt that train.py has written"
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
