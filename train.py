@@ -488,72 +488,72 @@ def train(cfg, resume=False, dry_run=False):
     sums, since, started, last_log = torch.zeros(2, device=device), step, time.monotonic() - seconds, time.monotonic()
     halt = 0
 
-    while step < c["steps"] and not halt:
-        for group in optimizer.param_groups:
-            group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
-        optimizer.zero_grad()
-        for planes in next(loader).chunk(c["accumulate"]):
-            x0, mask = unpack(planes, num_classes)
-            with autocast():
-                loss = diffusion.loss(net, x0, mask if model.num_classes else None, c["label_drop"], rank, ranks)
-            scaler.scale(loss / c["accumulate"]).backward()
-            sums[0] += loss.detach() / c["accumulate"]
-        scaler.unscale_(optimizer)
-        norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"]))
-        scaler.step(optimizer)
-        scaler.update()
-        step += 1
-        decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
-        with torch.no_grad():
-            torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
+    try:
+        while step < c["steps"] and not halt:
+            for group in optimizer.param_groups:
+                group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
+            optimizer.zero_grad()
+            for planes in next(loader).chunk(c["accumulate"]):
+                x0, mask = unpack(planes, num_classes)
+                with autocast():
+                    loss = diffusion.loss(net, x0, mask if model.num_classes else None, c["label_drop"], rank, ranks)
+                scaler.scale(loss / c["accumulate"]).backward()
+                sums[0] += loss.detach() / c["accumulate"]
+            scaler.unscale_(optimizer)
+            norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"]))
+            scaler.step(optimizer)
+            scaler.update()
+            step += 1
+            decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
-        # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
-        sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
-        bar.update()
-        halt = max(stop, default=0)
-        if ranks > 1:
-            halt = agree(halt, device) if step % 10 == 0 else 0
-        due = {name: step % c[name] == 0 or step == c["steps"] for name in ("log_every", "val_every", "preview_every", "save_every")}
-        if not (any(due.values()) or halt):
-            continue
-        if ranks > 1:
-            dist.all_reduce(sums)
-            sums /= ranks
-        loss_mean, norm_mean = (sums / (step - since)).tolist()
-        seconds = time.monotonic() - started
-        problem = "" if math.isfinite(loss_mean) and math.isfinite(norm_mean) else "loss or gradient is not finite"
-        if scaler.is_enabled() and scaler.get_scale() < 1:
-            problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
-        if problem:
-            bar.close()
-            raise ValueError(f"step {step}: {problem}. {path} " + ("keeps the last good state" if path.exists() else
-                             "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
-        row = dict.fromkeys(columns, "")
-        if due["val_every"]:
-            args = held_out, c["val_pairs"], num_classes, c["batch_size"], device, autocast
-            row["val_loss"], bins, row["val_eps"] = validate(ema, diffusion, *args)
-            row |= dict(zip(ranges, bins))
-            row["val_eps_raw"] = validate(model, diffusion, *args)[2]
-            bar.write(f"step {step}: loss {loss_mean:.4f}, val {row['val_loss']:.4f}, error on eps {row['val_eps']:.4f}")
-        if due["preview_every"]:
-            sheet = preview(ema, diffusion, held_out, cfg, colorbook, device, autocast)
-            if not rank:
-                sheet.save(out / "previews" / f"{step:07d}.png")
-        if due["save_every"] or halt:
-            save()
-        if due["log_every"] or due["val_every"] or halt:
-            rate = (step - since) * c["batch_size"] / (time.monotonic() - last_log)
-            row |= {"step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": round(seconds, 1),
-                    "images_per_s": round(rate, 1), "loss": loss_mean, "grad_norm": norm_mean}
-            if not rank:
-                with open(log, "a", newline="") as file:
-                    csv.DictWriter(file, columns).writerow({k: f"{v:.5g}" if type(v) is float else v for k, v in row.items()})
-            sums.zero_()
-            since, last_log = step, time.monotonic()
-
-    bar.close()
-    for number, handler in handlers.items():
-        signal.signal(number, handler)
+            # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
+            sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
+            bar.update()
+            halt = max(stop, default=0)
+            if ranks > 1:
+                halt = agree(halt, device) if step % 10 == 0 else 0
+            due = {name: step % c[name] == 0 or step == c["steps"] for name in ("log_every", "val_every", "preview_every", "save_every")}
+            if not (any(due.values()) or halt):
+                continue
+            if ranks > 1:
+                dist.all_reduce(sums)
+                sums /= ranks
+            loss_mean, norm_mean = (sums / (step - since)).tolist()
+            seconds = time.monotonic() - started
+            problem = "" if math.isfinite(loss_mean) and math.isfinite(norm_mean) else "loss or gradient is not finite"
+            if scaler.is_enabled() and scaler.get_scale() < 1:
+                problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
+            if problem:
+                raise ValueError(f"step {step}: {problem}. {path} " + ("keeps the last good state" if path.exists() else
+                                 "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
+            row = dict.fromkeys(columns, "")
+            if due["val_every"]:
+                args = held_out, c["val_pairs"], num_classes, c["batch_size"], device, autocast
+                row["val_loss"], bins, row["val_eps"] = validate(ema, diffusion, *args)
+                row |= dict(zip(ranges, bins))
+                row["val_eps_raw"] = validate(model, diffusion, *args)[2]
+                bar.write(f"step {step}: loss {loss_mean:.4f}, val {row['val_loss']:.4f}, error on eps {row['val_eps']:.4f}")
+            if due["log_every"] or due["val_every"] or halt:
+                rate = (step - since) * c["batch_size"] / (time.monotonic() - last_log)
+                row |= {"step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": round(seconds, 1),
+                        "images_per_s": round(rate, 1), "loss": loss_mean, "grad_norm": norm_mean}
+                if not rank:
+                    with open(log, "a", newline="") as file:
+                        csv.DictWriter(file, columns).writerow({k: f"{v:.5g}" if type(v) is float else v for k, v in row.items()})
+                sums.zero_()
+                since, last_log = step, time.monotonic()
+            if due["preview_every"]:
+                sheet = preview(ema, diffusion, held_out, cfg, colorbook, device, autocast)
+                if not rank:
+                    sheet.save(out / "previews" / f"{step:07d}.png")
+            if due["save_every"] or halt:  # after the log: rows past a checkpoint are made again, rows before it are not
+                save()
+    finally:
+        bar.close()
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
     if ranks > 1:
         dist.destroy_process_group()
     if halt:
