@@ -29,8 +29,9 @@ from torch_fidelity.utils import create_feature_extractor
 from torchvision.models import segmentation
 from tqdm import tqdm
 
-from dataset import UNLABELLED, Colorbook, contact_sheet, fit, fit_pair, list_files, match_pairs, open_image, read_mask
-from train import pick_device
+from checkpoint import pick_device
+from dataset import contact_sheet, fit, fit_pair, list_files, match_pairs
+from masks import UNLABELLED, Colorbook, open_image, read_mask
 
 MEANING = {  # of a number: what it says; what it cannot tell
     "SSIM": "likeness to the real picture of the mask, 1 = equal; another light or colour lowers it: no test of the mask",

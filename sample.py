@@ -26,9 +26,11 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from dataset import SUFFIXES, UNLABELLED, Colorbook, contact_sheet, fit, list_files, one_hot, read_image, read_mask, to_uint8
+from checkpoint import build, join_processes, load_checkpoint, pick_device
+from config import add_config_arguments, checked, load_config
+from dataset import contact_sheet, fit, list_files, read_image, to_uint8
 from ddpm import guided_eps, noise_like_seeds, sample
-from train import add_config_arguments, build, checked, join_processes, load_checkpoint, load_config, pick_device
+from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, read_mask
 
 
 def read_masks(path, colorbook, size):

@@ -8,19 +8,15 @@
 
 A run is a folder: checkpoint.pt, log.csv (one row per train.log_every steps), previews/, config.yaml as resolved.
 """
-
 import argparse
 import copy
 import csv
-import difflib
 import itertools
 import math
 import os
-import pickle
 import signal
 import sys
 import time
-import zipfile
 from functools import partial
 from pathlib import Path
 
@@ -33,270 +29,10 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from dataset import Colorbook, Pairs, batches, contact_sheet, to_uint8, unpack
-from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
-from unet import UNet
-
-# --------------------------------------------------------------------------------------------------- config
-
-SIZE, SHARE = "two multiples of 8, at most 8192: [height, width]", (0.0, 1.0)
-INTERVAL = "two rising numbers, 0 or more: [lowest, highest], or [] for no limits"
-SETTINGS = {  # every key of config.yaml: its type, a range of whole numbers, the ends of other numbers, or the texts it may be
-    "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": range(2**63), "out": str,
-    "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "augment": {
-        "p": SHARE, "brightness": SHARE, "contrast": SHARE, "saturation": SHARE, "hue": (0.0, 0.5), "vertical_flip": bool,
-        "rotate": (0.0, 180.0), "crop": (0.1, 1.0)}},
-    "model": {"conditional": bool, "hidden_dim": range(2, 4097, 2), "emb_dim": range(2, 4097, 2), "attention": bool},
-    "diffusion": {"T": range(2, 100_001), "schedule": ("thesis", "linear", "nichol"), "beta_start": (1e-8, 0.999),
-                  "beta_end": (1e-8, 0.999), "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": range(1, 65_537), "accumulate": range(1, 65_537), "lr": (1e-9, 10.0), "warmup": int,
-              "hold": int, "beta2": (0.0, 0.99999), "grad_clip": (1e-9, 1e12), "label_drop": SHARE, "ema": SHARE,
-              "precision": ("fp32", "fp16", "bf16"), "compile": bool, "activation_checkpointing": bool, "fsdp": bool, "log_every": int,
-              "val_every": int, "val_pairs": int, "preview_every": int, "previews": range(1, 1025), "save_every": int},
-    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "plms", "ddim", "ddpm"), "steps": int, "eta": SHARE,
-               "guidance": (0.0, 1000.0), "guidance_interval": INTERVAL, "one_batch": bool, "seed": range(2**63),
-               "batch_size": range(1, 65_537), "precision": ("auto", "fp32", "fp16", "bf16"), "compile": bool, "out": str},
-}
-
-
-def flatten(tree, prefix=""):
-    """{"a": {"b": 1}} to {"a.b": 1}."""
-    flat = {}
-    for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
-    return flat
-
-
-def checked(key, value, where):
-    """The value as the type that SETTINGS asks for, or a ValueError that names the file, the key and the remedy."""
-    known = flatten(SETTINGS)
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0) or difflib.get_close_matches(
-            key.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0)
-        raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
-    want = known[key]
-    if want is int:
-        want = range(1, 10**9 + 1)
-    elif want is float:
-        want = (0.0, 1e9)
-    if want is SIZE:
-        expected = SIZE
-        fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v in range(8, 8193, 8) for v in value)
-    elif want is INTERVAL:
-        expected = INTERVAL
-        fine = value == [] or (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
-                               and 0 <= value[0] < value[1])
-    elif want is bool:
-        expected, fine = "true or false", type(value) is bool
-    elif want is str:
-        may_be_empty = key in ("preset", "sample.mask")
-        expected = "a text" + ("" if may_be_empty else " that is not empty") + ", in quotes if it looks like something else"
-        fine = isinstance(value, str) and value.isprintable() and bool(may_be_empty or value.strip())
-    elif isinstance(want, range):
-        low = {0: "from 0 on", 1: "above 0"}.get(want[0], f"from {want[0]} on")
-        expected = f"{'an even' if want.step == 2 else 'a'} whole number {low}, at most {want[-1]}"
-        fine = type(value) is int and value in want
-    elif isinstance(want[0], str):
-        expected, fine = f"one of {', '.join(want)}", value in want
-    else:
-        expected, number = f"a number from {want[0]:g} to {want[1]:g}", value
-        if isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML takes 1 for an int and 1e-4 for a string
-            try:
-                number = float(value)
-            except (ValueError, OverflowError):
-                pass
-        fine = isinstance(number, float) and want[0] <= number <= want[1]
-        value = number if fine else value
-    if not fine:
-        raise ValueError(f"{where}: {key} is {value!r:.200}; expected {expected}")
-    return value
-
-
-class UniqueKeys(yaml.SafeLoader):
-    """YAML without what would surprise: PyYAML keeps the last of two equal keys, and an alias can be of endless size."""
-
-    def construct_mapping(self, node, deep=False):
-        lines = {}
-        for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                raise ValueError(f"the key {name!r} stands in line {lines[name]} and again in line {line}: delete one of them")
-            if "." in name:
-                raise ValueError(f"the key {name!r} in line {line} has a dot, which only --set understands: nest it")
-            lines[name] = line
-        return super().construct_mapping(node, deep)
-
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError(f"an alias in line {self.peek_event().start_mark.line + 1}: write the value itself")
-        return super().compose_node(parent, index)
-
-
-def load_config(path, preset=None, overrides=()):
-    """config.yaml with a preset laid over it and `key.sub=value` overrides over that, checked: a nested dict."""
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such config file; the one that comes with the project is config.yaml")
-    try:
-        with open(path, encoding="utf-8-sig") as file:
-            tree = yaml.load(file, UniqueKeys)
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
-        hint = ". Indent with spaces, not with tabs" if r"'\t'" in str(error) else ""
-        hint = ". Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else hint
-        raise ValueError(f"{path}: not readable as YAML: {error}{hint}") from None
-    presets = tree.pop("presets", None) or {} if isinstance(tree, dict) else None
-    if not isinstance(presets, dict) or not all(isinstance(layer, dict) for layer in presets.values()):
-        raise ValueError(f"{path}: expected a mapping of settings, with presets that are mappings too")
-    name = preset or tree.get("preset") or ""
-    if not isinstance(name, str) or name not in presets and (preset or name and presets):
-        # a run's resolved config keeps the name, not the presets
-        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets)) or 'none'}")
-    settings = {key: (value, str(path)) for key, value in flatten(tree).items()}
-    settings |= {key: (value, f"{path}, preset {name}") for key, value in flatten(presets.get(name, {})).items()}
-    settings["preset"] = (name, str(path))
-    for text in overrides:
-        key, equals, value = text.partition("=")
-        if not equals or key == "preset":
-            raise ValueError(f"--set {text}: expected key.sub=value" + (", and --preset for a preset" if equals else ""))
-        try:
-            settings[key] = (yaml.safe_load(value) if value else "", f"--set {text}")
-        except (yaml.YAMLError, ValueError, RecursionError):
-            settings[key] = (value, f"--set {text}")
-    cfg = {}
-    for key, (value, where) in settings.items():
-        value, at = checked(key, value, where), cfg
-        *parents, last = key.split(".")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = value
-    missing = flatten(SETTINGS).keys() - flatten(cfg).keys()
-    if missing:
-        raise ValueError(f"{path}: missing settings: {', '.join(sorted(missing))}; the project's config.yaml has them all")
-    return cfg
-
-
-# ------------------------------------------------------------------------------------ device, model, checkpoint
-
-FORMAT = 1  # of checkpoints: one more when an older program could not read a new one
-
-
-def pick_device(name):
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no CUDA device: set device=cpu, or check driver and torch build")
-    return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
-
-
-def build(cfg, num_classes, device):
-    """What a config describes, on the device: the network, the diffusion, and a function that opens autocast."""
-    m, precision = cfg["model"], cfg["train"]["precision"]
-    model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
-    model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-    half = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    return model, Diffusion(**cfg["diffusion"]).to(device), lambda: torch.autocast(device.type, half, half is not None)
-
-
-def save_checkpoint(path, state):
-    """Write to a side file, sync, rename; the checkpoint before it stays as *.previous.
-
-    Whatever happens, a whole checkpoint stands under one of the two names. OSError where it cannot be written.
-    """
-    side = path.with_name(path.name + ".partial")
-    try:
-        with open(side, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-    except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a full disk
-        side.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be saved: {error}. The one saved before is untouched") from error
-    if path.exists():
-        os.replace(path, path.with_name(path.name + ".previous"))
-    os.replace(side, path)
-
-
-def read_checkpoint(path):
-    """The dict that save() in train() wrote, on the CPU; nothing in the file is executed.
-
-    FileNotFoundError, or a ValueError that names the file for one that is damaged, of another program or a newer version, or
-    whose weights do not fit its own config and colorbook.
-    """
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; `python train.py` without --resume makes one, `sample.py --checkpoint FILE` names another")
-    expected = "expected a whole checkpoint.pt that train.py has written"
-    try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: not loaded: it holds more than tensors, numbers and texts, and that could run a program; "
-                         + expected) from error
-    except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
-        reason = "it is cut off or of another kind" if isinstance(error, zipfile.BadZipFile) else str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not readable as a checkpoint: {reason}; {expected}") from error
-    state = state if isinstance(state, dict) else {}
-    if isinstance(state.get("format"), int) and state["format"] > FORMAT:
-        raise ValueError(f"{path}: written by a newer version of this program (format {state['format']}, this one knows "
-                         f"{FORMAT}): update the program")
-    parts = dict.fromkeys(("model", "ema", "optimizer", "scaler", "rng", "config", "colorbook"), dict)
-    parts |= {"step": int, "seconds": (int, float)}
-    wrong = [key for key, kind in parts.items() if not isinstance(state.get(key), kind)]
-    if wrong:
-        raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} missing or of another kind; {expected}")
-
-    config = flatten(state["config"])
-    for key in config.keys() & flatten(SETTINGS).keys():
-        checked(key, config[key], f"{path}, its config")
-    needed = {key for key in flatten(SETTINGS) if key.startswith(("model.", "diffusion.", "data.size", "train.precision"))}
-    if needed - config.keys():
-        raise ValueError(f"{path}: its config lacks {', '.join(sorted(needed - config.keys()))}; {expected}")
-    try:
-        colorbook = Colorbook(state["colorbook"])
-        model, _, _ = build(state["config"], len(colorbook), torch.device("meta"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its config or colorbook is of no use: {error}") from error
-    shapes = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
-    for part in ("model", "ema"):
-        found = {key: tuple(getattr(weight, "shape", ())) for key, weight in state[part].items()}
-        odd = [key for key in shapes | found if shapes.get(key) != found.get(key)]
-        if odd:
-            raise ValueError(f"{path}: its weights ({part}) are not of the network that its config and {len(colorbook)} "
-                             f"classes describe: {odd[0]} is {found.get(odd[0], 'missing')}, expected {shapes.get(odd[0], 'none')}"
-                             + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""))
-    return state
-
-
-def load_checkpoint(path):
-    """read_checkpoint() of `path`, or, where that is damaged or gone, of the one saved before it, which is said."""
-    path = Path(path)
-    previous = path.with_name(path.name + ".previous")
-    try:
-        return read_checkpoint(path)
-    except (ValueError, OSError) as error:
-        if not previous.is_file():
-            raise
-        state = read_checkpoint(previous)
-        print(f"{error}\n{previous}: used instead, step {state['step']}")
-        return state
-
-
-# --------------------------------------------------------------------------- several processes, from torchrun
-# A plain run is process 0 of 1 and passes all of this by.
-
-
-def join_processes(device):
-    """(rank, number of processes), joined into a group where torchrun started them; only the first of them prints."""
-    ranks = int(os.environ.get("WORLD_SIZE", 1))
-    if ranks == 1:
-        return 0, 1
-    if device.type == "cuda":
-        torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    if dist.get_rank():
-        sys.stdout = open(os.devnull, "w")
-    return dist.get_rank(), ranks
+from checkpoint import FORMAT, build, join_processes, load_checkpoint, pick_device, save_checkpoint
+from config import add_config_arguments, flatten, load_config
+from dataset import Pairs, batches, contact_sheet, to_uint8, unpack
+from ddpm import guided_eps, noise_like_seeds, sample
 
 
 def agree(number, device):
@@ -320,9 +56,6 @@ def whole(tree):
     if isinstance(tree, dict):
         return {key: whole(value) for key, value in tree.items()}
     return tree.full_tensor() if isinstance(tree, DTensor) else tree
-
-
-# ------------------------------------------------------------------------------------ validation, previews
 
 
 @torch.no_grad()
@@ -359,9 +92,6 @@ def preview(model, diffusion, pairs, cfg, colorbook, device, autocast):
         made = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", min(20, diffusion.T))
     rows = [[colorbook.paint(pair[3]), pair[:3].transpose(1, 2, 0), fake] for pair, fake in zip(planes.numpy(), to_uint8(made))]
     return contact_sheet([list(column) for column in zip(*rows)])
-
-
-# ---------------------------------------------------------------------------------------------------- train
 
 
 def train(cfg, resume=False, dry_run=False):
@@ -560,12 +290,6 @@ def train(cfg, resume=False, dry_run=False):
         print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume")
         raise SystemExit(128 + halt)
     print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: python sample.py --checkpoint {path} --mask ...")
-
-
-def add_config_arguments(parser, default="config.yaml"):
-    parser.add_argument("--config", default=default, help="the YAML file (default: config.yaml)")
-    parser.add_argument("--preset", help="a preset of that file, instead of the one that it names")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as train.steps=2000")
 
 
 def main():

@@ -31,9 +31,11 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t  # scikit-image needs scipy too
 from tqdm import tqdm
 
-from dataset import UNLABELLED, Pairs, batches, fit, fit_pair, list_files, open_image, parse_size, read_image, read_mask
+from checkpoint import pick_device, save_checkpoint
+from data.common import parse_size
+from dataset import Pairs, batches, fit, fit_pair, list_files, read_image
 from evaluate import build_segmenter, confusion_matrix, find_pictures, load_segmenter, mask_of, normalise, scores
-from train import pick_device, save_checkpoint
+from masks import UNLABELLED, open_image, read_mask
 
 AUGMENT = {"p": 0.5, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "vertical_flip": False, "rotate": 0.0,
            "crop": 0.5}  # strong, since data are few and no weights are pretrained

@@ -7,8 +7,9 @@ os.environ["OMP_NUM_THREADS"] = "1"  # pictures of 16x16 take longer to share ou
 import numpy as np
 import pytest
 
-from dataset import Colorbook, write_dataset
-from train import load_config
+from config import load_config
+from data.common import write_dataset
+from masks import Colorbook
 
 CLASSES = {"road": [128, 64, 128], "sky": [70, 130, 180], "car": [0, 0, 142], "person": [220, 20, 60]}
 LOOKS = np.array([[60, 60, 60], [120, 190, 250], [220, 30, 30], [240, 220, 40]], np.uint8)  # colour of a class in the image

@@ -15,8 +15,10 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFilter
 
 import dataset
-from dataset import (Colorbook, Pairs, augment_pair, batches, contact_sheet, fit, one_hot, parse_size, read_mask,
-                     save_mask, to_uint8, unpack)
+import masks
+from data.common import parse_size
+from dataset import Pairs, augment_pair, batches, contact_sheet, fit, to_uint8, unpack
+from masks import Colorbook, one_hot, read_mask, save_mask
 
 CITYSCAPES = {  # copied from cityscapesScripts, labels.py, in the order of trainId
     "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
@@ -688,9 +690,9 @@ def test_contact_sheet(h, w, enlarged, titles):
     assert corners == sorted(corners) and len({y for y, _ in corners}) == 2 and len({x for _, x in corners}) == 3
 
 
-def command(monkeypatch, *words):
-    monkeypatch.setattr(sys, "argv", ["dataset.py", *map(str, words)])
-    dataset.main()
+def command(monkeypatch, name, *words):
+    monkeypatch.setattr(sys, "argv", ["x.py", *([name] if name == "count" else []), *map(str, words)])
+    (dataset if name == "count" else masks).main()
 
 
 def test_legend_command(tmp_path, monkeypatch):

@@ -8,7 +8,17 @@ import torch
 import torch.nn as nn
 
 from ddpm import (
-    Diffusion, ddim, ddpm, dpm_solver, guided_eps, make_betas, noise_like_seeds, plms, predict_x0, sample, trailing_steps,
+    Diffusion,
+    ddim,
+    ddpm,
+    dpm_solver,
+    guided_eps,
+    make_betas,
+    noise_like_seeds,
+    plms,
+    predict_x0,
+    sample,
+    trailing_steps,
 )
 from unet import UNet
 

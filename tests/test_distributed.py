@@ -9,7 +9,8 @@ import pytest
 import torch
 import yaml
 
-from train import load_checkpoint, train
+from checkpoint import load_checkpoint
+from train import train
 
 
 def torchrun(processes, config, *more):

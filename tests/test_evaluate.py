@@ -12,14 +12,15 @@ import pytest
 import scipy.linalg
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
+from conftest import CLASSES, LOOKS
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from skimage.metrics import structural_similarity
 
 import evaluate
 import sample
-from conftest import CLASSES, LOOKS
-from dataset import UNLABELLED, Colorbook, list_files, read_image, read_mask, save_mask
+from dataset import list_files, read_image
+from masks import UNLABELLED, Colorbook, read_mask, save_mask
 from train import train
 
 BOOK = Colorbook(CLASSES)

@@ -10,16 +10,17 @@ from pathlib import Path
 import pytest
 import torch
 
+from benchmarks.faults import FAULTS, check, harass, make_config, piece
+from checkpoint import load_checkpoint
 from ddpm import Diffusion
-from experiments.faults import FAULTS, check, harass, make_config, piece
-from train import load_checkpoint, train
+from train import train
 
 needs_fork = pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork and signals")
 
 
 @needs_fork
 def test_random_faults_lose_nothing(tmp_path):
-    """Kills at random moments would cost work, or change what a run ends with (python -m experiments.faults is the long form)."""
+    """Kills at random moments would cost work, or change what a run ends with (python -m benchmarks.faults is the long form)."""
     assert harass(tmp_path, kills=6, seed=1, steps=20).total() == 6
 
 

@@ -17,7 +17,9 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 import sample as sample_module
-from train import INTERVAL, SETTINGS, checked, flatten, load_checkpoint, load_config, train
+from checkpoint import load_checkpoint
+from config import INTERVAL, SETTINGS, checked, flatten, load_config
+from train import train
 
 KNOWN = flatten(SETTINGS)
 COMMON = yaml.safe_load(Path("config.yaml").read_text(encoding="utf-8"))

@@ -10,10 +10,11 @@ from pathlib import Path
 import numpy as np
 import pytest
 import yaml
+from conftest import CLASSES
 from PIL import Image
 
-from conftest import CLASSES
-from dataset import Colorbook, Pairs
+from dataset import Pairs
+from masks import Colorbook
 from train import main, train
 
 SCENE = np.repeat(np.arange(4, dtype=np.uint8), 16).reshape(8, 8)

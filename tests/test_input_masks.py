@@ -13,9 +13,10 @@ from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageDraw, ImageFilter
-
-from dataset import Colorbook, fit_pair, read_image, read_mask
 from test_dataset import BOOK, NONE, PALETTE, ROAD, SKY, drawing, street
+
+from dataset import fit_pair, read_image
+from masks import Colorbook, read_mask
 
 COLORS = PALETTE[:19].astype(int)
 few = partial(settings, deadline=None, derandomize=True, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -10,9 +10,9 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
+from test_dataset import CAR, CITYSCAPES, NONE, PALETTE, PERSON, ROAD, SKY, VEGETATION, check_match
 
 from dataset import Pairs
-from test_dataset import CAR, CITYSCAPES, NONE, PALETTE, PERSON, ROAD, SKY, VEGETATION, check_match
 
 LABELS = [  # (label id, name, train id) of cityscapesScripts, labels.py
     (0, "unlabeled", 255), (1, "ego vehicle", 255), (2, "rectification border", 255), (3, "out of roi", 255),

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from train import SETTINGS, flatten
+from config import SETTINGS, flatten
 
 README = Path("README.md").read_text(encoding="utf-8")
 

@@ -9,19 +9,20 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from conftest import CLASSES, flat_scene
 from PIL import Image
 
 import sample as sample_module
-from conftest import CLASSES, flat_scene
-from dataset import Colorbook, save_mask
-from train import load_checkpoint, train
+from checkpoint import load_checkpoint
+from masks import Colorbook, save_mask
+from train import train
 from unet import UNet
 
 
 @pytest.fixture(scope="session")
 def checkpoint(flat_root, tmp_path_factory):
     """A checkpoint of 30 steps, not square, of which a picture is at least no noise."""
-    from train import load_config
+    from config import load_config
     out = tmp_path_factory.mktemp("run")
     settings = {"device": "cpu", "out": out, "data.root": flat_root, "data.size": [16, 24], "model.hidden_dim": 8,
                 "model.emb_dim": 16, "train.steps": 30, "train.batch_size": 8, "sample.steps": 3, "sample.n": 2}

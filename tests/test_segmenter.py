@@ -7,12 +7,13 @@ import numpy as np
 import pytest
 import torch
 import torchvision
+from conftest import CLASSES
 from PIL import Image
 
 import evaluate
-from conftest import CLASSES
-from dataset import Colorbook, Pairs, save_mask
+from dataset import Pairs
 from experiments import segmenter
+from masks import Colorbook, save_mask
 
 MAGENTA = (255, 0, 255)  # of the stand-ins for generated pictures: a colour that no real picture has
 

@@ -5,10 +5,10 @@ import sys
 
 import pytest
 import torch
+from conftest import LOOKS
 from PIL import Image
 
-from conftest import LOOKS
-from experiments import steps
+from benchmarks import steps
 from train import train
 
 

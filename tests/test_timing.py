@@ -6,9 +6,10 @@ import math
 import pytest
 import torch
 
+from benchmarks import speed as benchmark
+from benchmarks import timing
+from config import load_config
 from ddpm import Diffusion, guided_eps
-from experiments import benchmark, timing
-from train import load_config
 from unet import UNet
 
 

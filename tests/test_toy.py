@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from data.toy import prepare as toy
-from dataset import Colorbook, Pairs
+from dataset import Pairs
+from masks import Colorbook
 from train import train
 
 SCENES = [toy.scene([0, i], (48, 48)) for i in range(60)]

@@ -14,13 +14,16 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
+from conftest import LOOKS, flat_scene
 from PIL import Image
 
 import train as train_module
-from conftest import LOOKS, flat_scene
-from dataset import Pairs, one_hot, unpack
+from checkpoint import build, load_checkpoint, save_checkpoint
+from config import SETTINGS, flatten, load_config
+from dataset import Pairs, unpack
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
-from train import SETTINGS, build, flatten, load_checkpoint, load_config, save_checkpoint, train, validate
+from masks import one_hot
+from train import train, validate
 
 
 def same(a, b):

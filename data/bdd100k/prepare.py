@@ -20,8 +20,9 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw
 
-from dataset import (UNLABELLED, Colorbook, fit_pair, list_files, match_pairs, prepare_command, read_image, read_mask,
-                     write_dataset)
+from data.common import prepare_command, write_dataset
+from dataset import fit_pair, list_files, match_pairs, read_image
+from masks import UNLABELLED, Colorbook, read_mask
 
 
 def outline(vertices, types):

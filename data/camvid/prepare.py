@@ -8,8 +8,9 @@ unlabelled, which becomes 255. A split whose folder is missing is left out; trai
 
 import numpy as np
 
-from dataset import (UNLABELLED, Colorbook, check_ids, fit_pair, list_files, match_pairs, open_image, prepare_command,
-                     read_image, write_dataset)
+from data.common import prepare_command, write_dataset
+from dataset import fit_pair, list_files, match_pairs, read_image
+from masks import UNLABELLED, Colorbook, check_ids, open_image
 
 CLASSES = {  # in the order of the ids, in the palette of the data set's authors
     "sky": [128, 128, 128],

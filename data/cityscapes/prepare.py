@@ -11,8 +11,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dataset import (UNLABELLED, Colorbook, fit_pair, list_files, match_pairs, open_image, prepare_command, read_image,
-                     write_dataset)
+from data.common import prepare_command, write_dataset
+from dataset import fit_pair, list_files, match_pairs, read_image
+from masks import UNLABELLED, Colorbook, open_image
 
 TRAIN_IDS = np.full(256, UNLABELLED, np.uint8)  # label id to train id
 TRAIN_IDS[[7, 8, 11, 12, 13, 17, 19, 20, 21, 22, 23, 24, 25, 26, 27, 28, 31, 32, 33]] = np.arange(19)

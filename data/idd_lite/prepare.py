@@ -8,7 +8,9 @@ are held out: every tenth drive of train becomes val; the official val becomes t
 every tenth drive, counted from the sixth, does.
 """
 
-from dataset import Colorbook, fit_pair, list_files, match_pairs, prepare_command, read_image, read_mask, write_dataset
+from data.common import prepare_command, write_dataset
+from dataset import fit_pair, list_files, match_pairs, read_image
+from masks import Colorbook, read_mask
 
 CLASSES = {
     "drivable": [128, 64, 128],

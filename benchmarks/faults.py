@@ -1,6 +1,6 @@
 """Kill a training again and again, and see that nothing is lost.
 
-    python -m experiments.faults --kills 100
+    python -m benchmarks.faults --kills 100
 
 Trains a tiny network on toy scenes twice: once undisturbed, and once in pieces, each ended by a fault at a random moment: SIGKILL,
 SIGTERM or Ctrl-C from outside, SIGKILL in the middle of writing a checkpoint or between the renames that put it in place, a disk that
@@ -24,8 +24,10 @@ from pathlib import Path
 import torch
 
 import train as train_module
+from checkpoint import load_checkpoint
+from config import load_config
 from data.toy.prepare import prepare
-from train import load_checkpoint, load_config, train
+from train import train
 
 FAULTS = ("SIGKILL", "SIGTERM", "SIGINT", "half a checkpoint", "between renames", "full disk")
 

@@ -1,6 +1,6 @@
 """The ladder of a run: what its previews and validation loss were after N steps, as one picture and a table.
 
-    python -m experiments.ladder --run runs/toy --out experiments/toy_ladder.png
+    python -m benchmarks.ladder --run runs/toy --out experiments/toy_ladder.png
 """
 
 import argparse

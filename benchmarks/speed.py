@@ -1,8 +1,8 @@
 """What each thing done for speed is worth: every one against the plain form of the same thing, in one process.
 
-    python -m experiments.benchmark                           all of it at the size of the preset idd_lite: minutes on a CPU
-    python -m experiments.benchmark --only loader groupnorm   some of it
-    python -m experiments.benchmark --preset bdd100k --set train.batch_size=1 --only checkpointing
+    python -m benchmarks.speed                           all of it at the size of the preset idd_lite: minutes on a CPU
+    python -m benchmarks.speed --only loader groupnorm   some of it
+    python -m benchmarks.speed --preset bdd100k --set train.batch_size=1 --only checkpointing
 
 The forms of a thing take turns in rounds, so that whatever else the machine does meets all of them alike. Shown are the median over
 the rounds, the range, and `speed`: the median of the plain form's time over this form's in the same round; the plain form comes
@@ -27,11 +27,14 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
+from benchmarks.timing import LAYOUTS, machine, now, peak_memory, table
+from checkpoint import build, pick_device
+from config import add_config_arguments, load_config
+from data.common import write_dataset
 from data.toy.prepare import scene
-from dataset import Colorbook, Pairs, batches, one_hot, read_image, unpack, write_dataset
+from dataset import Pairs, batches, read_image, unpack
 from ddpm import dpm_solver, guided_eps, noise_like_seeds, sample
-from experiments.timing import LAYOUTS, machine, now, peak_memory, table
-from train import add_config_arguments, build, load_config, pick_device
+from masks import Colorbook, one_hot
 from unet import UNet
 
 K, W, INTERVAL = 19, 3.0, (0.3, 3.0)  # classes; guidance, and the levels of noise that an interval limits it to
@@ -258,7 +261,7 @@ def checkpointing(cfg, device, rounds):
 
 
 def compiled(cfg, device, rounds):
-    """Forward and backward of a training batch, eager and by torch.compile"""
+    """Forward and backward of a training batch, eager and by torch.compile; the first step compiles, unless it is in torch's cache"""
     tables = []
     for precision in ("fp32", "bf16"):
         forms, seconds = {f"{precision}, eager": training_step(cfg, device, precision)[0]}, {}

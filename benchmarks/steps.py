@@ -1,8 +1,8 @@
 """How many steps are enough: the distance of few steps to the 1000 of DDIM from the same noise, and what a segmenter makes of them.
 
-    python -m experiments.steps --checkpoint runs/idd_lite/checkpoint.pt --n 32 --out runs/steps
-    python -m experiments.steps --checkpoint runs/idd_lite/checkpoint.pt --segmenter runs/segmenter/checkpoint.pt
-    python -m experiments.steps --checkpoint runs/idd_lite/checkpoint.pt --guidance 3 --guidance-interval 0.3 3
+    python -m benchmarks.steps --checkpoint runs/idd_lite/checkpoint.pt --n 32 --out runs/steps
+    python -m benchmarks.steps --checkpoint runs/idd_lite/checkpoint.pt --segmenter runs/segmenter/checkpoint.pt
+    python -m benchmarks.steps --checkpoint runs/idd_lite/checkpoint.pt --guidance 3 --guidance-interval 0.3 3
 
 Pictures of n masks of a split, one seed each, by every sampler with every number of steps. Their root mean square difference
 to the picture of DDIM (eta 0) with all T steps, which is next to the solution that all of them approximate, is in grey levels
@@ -20,9 +20,11 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from dataset import UNLABELLED, Colorbook, Pairs, contact_sheet, to_uint8, unpack
+from checkpoint import build, load_checkpoint, pick_device
+from config import checked
+from dataset import Pairs, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
-from train import build, checked, load_checkpoint, pick_device
+from masks import UNLABELLED, Colorbook
 
 COLORS = {"dpm_solver": "#1f4e9e", "plms": "#c0392b", "ddim": "#2e8b57", "other noise": "#888888", "real": "#888888"}
 

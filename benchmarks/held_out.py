@@ -1,6 +1,6 @@
 """What a checkpoint does with pairs that it never saw: its error on the noise, and whether its pictures follow their mask.
 
-    python -m experiments.held_out --checkpoint runs/idd_lite/checkpoint.pt --split test --n 48 --out held_out.png
+    python -m benchmarks.held_out --checkpoint runs/idd_lite/checkpoint.pt --split test --n 48 --out held_out.png
 
 Prints the mean squared error on the noise (masks given, t spread evenly, fixed noise, float32) for the raw and the averaged
 weights. Then makes a picture from each of n masks and measures its squared error to the real picture of that mask, and to the
@@ -14,9 +14,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from dataset import Colorbook, Pairs, contact_sheet, to_uint8, unpack
+from checkpoint import build, load_checkpoint, pick_device
+from dataset import Pairs, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
-from train import build, load_checkpoint, pick_device, validate
+from masks import Colorbook
+from train import validate
 
 
 @torch.no_grad()

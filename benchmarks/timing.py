@@ -1,9 +1,9 @@
 """How long pictures and training take on this device, beside the thesis's Table 2, and how near that is to the hardware.
 
-    python -m experiments.timing                              the preset of config.yaml: minutes on a CPU
-    python -m experiments.timing --preset bdd100k --modes eager compiled --layouts channels_last contiguous
+    python -m benchmarks.timing                              the preset of config.yaml: minutes on a CPU
+    python -m benchmarks.timing --preset bdd100k --modes eager compiled --layouts channels_last contiguous
                                                               all of it at the thesis's size, for a GPU
-    python -m experiments.timing --pictures 1 4 --full        every step of the 1000 is taken, none is extrapolated
+    python -m benchmarks.timing --pictures 1 4 --full        every step of the 1000 is taken, none is extrapolated
 
 Sampling: the real samplers on random masks, after a warm-up, guidance at every step, at sample.precision and sample.compile of the
 config. Of a run longer than --timed-steps only that many steps are timed: the time to the end of the first one, plus the median of
@@ -28,9 +28,11 @@ from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from dataset import Colorbook, one_hot, unpack
+from checkpoint import build, pick_device
+from config import add_config_arguments, load_config
+from dataset import unpack
 from ddpm import guided_eps, noise_like_seeds, sample
-from train import add_config_arguments, build, load_config, pick_device
+from masks import Colorbook, one_hot
 
 # Bozsó 2023, Table 2: pictures, then seconds for 1000 steps with and without a mask, V100. The two differ by the mask stem's
 # share of the work, so each is one pass per step; guidance takes two.
