@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import yaml
+from filelock import FileLock, Timeout
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -113,17 +114,11 @@ def check_disk(out, parameters):
 def locked(out):
     """Hold the folder of a run against a second training; the system lets go of it when this process ends."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(f"{out}: another training is running in this folder ({error.strerror}): stop it, or choose "
-                          "another folder with --set out=...") from error
+    try:
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(f"{out}: another training runs in it: stop it, or choose a folder with --set out=...") from error
+    with lock:
         yield
 
 
