@@ -131,10 +131,10 @@ def start_log(log, step):
 
 
 def append_log(log, row):
+    """A row {column: value}; columns without a value and NaN stay empty."""
     with open(log, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        numbers = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()}
-        writer.writerow({key: "" if value == "nan" else value for key, value in numbers.items()})
+        cells = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()}
+        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow({k: "" if v == "nan" else v for k, v in cells.items()})
 
 
 # -------------------------------------------------------------------------------------------------------- train
