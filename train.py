@@ -14,7 +14,6 @@ A run is a folder: checkpoint.pt, log.csv (a row every train.log_every steps), p
 import argparse
 import contextlib
 import copy
-import csv
 import math
 import os
 import shutil
@@ -131,10 +130,11 @@ def start_log(log, step):
 
 
 def append_log(log, row):
-    """A row {column: value}; columns without a value and NaN stay empty."""
+    """Write a row {column: value}; columns without a value, and NaN, stay empty."""
+    cells = [row.get(column, "") for column in COLUMNS]
+    line = ",".join(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in cells).replace("nan", "")
     with open(log, "a", newline="") as file:
-        cells = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()}
-        csv.DictWriter(file, COLUMNS, lineterminator="\n").writerow({k: "" if v == "nan" else v for k, v in cells.items()})
+        file.write(line + "\n")
 
 
 # -------------------------------------------------------------------------------------------------------- train
