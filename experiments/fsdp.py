@@ -1,22 +1,21 @@
-"""Does it pay to shard the weights: the same training step under DDP, FSDP, and FSDP with CPU offload, in memory and time.
+"""Does it pay to shard the weights: one training step under DDP, FSDP, and FSDP with CPU offload, in memory and time.
 
     torchrun --nproc_per_node=2 -m experiments.fsdp --preset idd_lite        two processes, on CPUs or GPUs
     python -m experiments.fsdp --preset bdd100k --set train.batch_size=8     one process: what CPU offload alone saves
 
-DDP (train.py) keeps every weight, gradient and moment of AdamW on every device. FSDP gives each process a part of them,
-and collects the weights of a block when it runs; with CPU offload the parts lie in the memory of the CPU. Each makes the
-same steps: the network of `unet.py` with random weights, the loss of `ddpm.py` on one random batch, AdamW. All must reach
-the weights of a single process that works through the batch in as many micro-batches.
+DDP (train.py) keeps every weight, gradient and moment of AdamW on every device. FSDP gives each process a part of
+them, and collects the weights of a block when it runs; with CPU offload the parts lie in the memory of the CPU. Each
+makes the same steps: the network of `unet.py` with random weights, the loss of `ddpm.py` on one random batch, AdamW.
+All must reach the weights of a single process that works through the batch in as many micro-batches.
 
-Prints a row for each: the median seconds of a step; the peak memory of tensors in the first process (without EMA, which
-costs as much as the weights); and by how much the gradient of the first step differs from the single process's, relative to
-its norm: 1e-6 is rounding. FSDP wants contiguous weights, the others are channels-last as in train.py: on a CPU this is a
-part of its time. A minute for idd_lite on two CPU cores. On a CPU there is nothing to offload to, and FSDP needs a newer
-torch than 2.6.
+Prints a row for each: the median seconds of a step; the peak memory of tensors in the first process (without EMA,
+which costs as much as the weights); and by how much the gradient of the first step differs from the single process's,
+relative to its norm: 1e-6 is rounding. FSDP wants contiguous weights, the others are channels-last as in train.py: on
+a CPU this is a part of its time. A minute for idd_lite on two CPU cores. On a CPU there is nothing to offload to, and
+FSDP needs a newer torch than 2.6.
 """
 
 import argparse
-import os
 import statistics
 
 import torch
@@ -26,7 +25,7 @@ from torch.distributed.fsdp import CPUOffloadPolicy, OffloadPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
-from benchmarks.timing import now, peak_memory, table
+from benchmarks.timing import machine, now, peak_memory, table
 from checkpoint import build, join_processes, pick_device
 from config import add_config_arguments, command, load_config
 from dataset import unpack
@@ -57,8 +56,8 @@ def full_tensors(tensors, device):
 def train_steps(kind, cfg, steps, device):
     """The network after `steps` steps, with the gradients of the last one, and the seconds of each step.
 
-    kind is "one process" (the whole batch, in as many micro-batches as there are processes), "DDP", "FSDP" or "FSDP, CPU
-    offload". Every process draws the whole batch, t, noise and label drops, and works on its own part of them.
+    kind is "one process" (the whole batch, in as many micro-batches as there are processes), "DDP", "FSDP" or "FSDP,
+    CPU offload". Every process draws the whole batch, t, noise and label drops, and works on its own part of them.
     """
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, CLASSES, device)
@@ -80,11 +79,10 @@ def train_steps(kind, cfg, steps, device):
     for _ in range(steps):
         start = now(device)
         optimizer.zero_grad()
-        t = torch.randint(diffusion.T, (B,), device=device)  # SHIM
-        eps, keep = torch.randn_like(x0), torch.rand(B, device=device) >= cfg["train"]["label_drop"]  # SHIM
+        t, eps, keep = diffusion.draw(x0.shape, cfg["train"]["label_drop"], device)
         for i in mine:
             with autocast():
-                loss = diffusion.errors(net, x0[i], mask if mask is None else mask[i], t[i], eps[i], keep[i])[0].mean()
+                loss = diffusion.loss(net, x0[i], mask if mask is None else mask[i], t[i], eps[i], keep[i])
             (loss / len(mine)).backward()
         optimizer.step()
         seconds.append(now(device) - start)
@@ -102,12 +100,14 @@ def run(args):
                          f"{cfg['train']['precision']}: GradScaler is not a part of this comparison")
     rank, ranks = join_processes(device)
     if ranks == 1:
-        dist.init_process_group("nccl" if device.type == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    if steps < 2 or cfg["train"]["batch_size"] % ranks:
-        raise ValueError(f"expected --steps of 2 or more and a train.batch_size that {ranks} process(es) can share evenly, got "
-                         f"{steps} and {cfg['train']['batch_size']}")
-    print(f"{ranks} process(es), {device.type}, {cfg['train']['precision']}, {cfg['data']['size'][0]}x{cfg['data']['size'][1]}, hidden "
-          f"{cfg['model']['hidden_dim']}, batch {cfg['train']['batch_size']}; {steps} steps\n")
+        backend = "nccl" if device.type == "cuda" else "gloo"
+        dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    B, precision = cfg["train"]["batch_size"], cfg["train"]["precision"]
+    if steps < 2 or B % ranks:
+        raise ValueError(f"expected --steps of 2 or more and a train.batch_size that {ranks} process(es) can share "
+                         f"evenly, got {steps} and {B}")
+    print(f"{ranks} process(es), {machine(device)}, {precision}, {'x'.join(map(str, cfg['data']['size']))}, "
+          f"hidden {cfg['model']['hidden_dim']}, batch {B}, {steps} steps\n")
 
     rows, expected = [], None
     for kind in ("one process", "DDP", "FSDP", *["FSDP, CPU offload"] * (device.type == "cuda")):
