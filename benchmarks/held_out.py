@@ -57,8 +57,7 @@ def held_out(checkpoint, split, n, show_data, out):
     s, K, colorbook = state["config"]["sample"], len(pairs.colorbook), pairs.colorbook
     for weights in ("model", "ema"):
         model.load_state_dict(state[weights])
-        args = model, diffusion, pairs, len(pairs), K, s["batch_size"], device, autocast
-        loss, _, eps_error = validate(*args)
+        loss, _, eps_error = validate(model, diffusion, pairs, len(pairs), s["batch_size"], device, autocast)
         print(f"step {state['step']}, {split}, {len(pairs)} pairs, {weights}: loss {loss:.5f}, "
               f"error on eps {eps_error:.5f}")
 

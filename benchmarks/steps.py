@@ -22,7 +22,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from benchmarks.held_out import load_run, spread
-from config import command
+from config import checked, command
 from dataset import contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from evaluate import confusion_matrix, load_segmenter, scores
@@ -54,8 +54,7 @@ def compare(args):
     w = s["guidance"] if args.guidance is None else args.guidance
     if not all(1 <= steps <= T for steps in args.steps):
         raise ValueError(f"--steps {' '.join(map(str, args.steps))}: expected numbers in 1..{T}, diffusion.T")
-    if args.guidance_interval and not 0 <= args.guidance_interval[0] < args.guidance_interval[1]:
-        raise ValueError(f"--guidance-interval {args.guidance_interval}: expected the lowest and highest noise level")
+    checked("sample.guidance_interval", args.guidance_interval, "--guidance-interval")
     planes = spread(pairs, args.n)
     n = len(planes)
     judge = make_judge(args.segmenter, planes, pairs, device, s["batch_size"]) if args.segmenter else None
@@ -182,7 +181,7 @@ def main():
     add("--samplers", nargs="+", choices=list(SAMPLERS), default=list(SAMPLERS), help="default: all of them")
     add("--steps", type=int, nargs="+", default=[3, 5, 10, 20, 50, 100, 200], help="default: 3 5 10 20 50 100 200")
     add("--guidance", type=float, help="default: the checkpoint's")
-    add("--guidance-interval", type=float, nargs=2, metavar="NOISE", help="lowest and highest noise level")
+    add("--guidance-interval", type=float, nargs=2, default=[], metavar="NOISE", help="lowest and highest noise level")
     add("--segmenter", help="the judge: a checkpoint of experiments/segmenter.py, or a Mask2Former")
     add("--out", type=Path, default=Path("runs/steps"), help="default: %(default)s")
     command(compare, parser.parse_args())

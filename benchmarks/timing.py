@@ -20,11 +20,9 @@ import gc
 import platform
 import statistics
 import time
-from functools import partial
 from pathlib import Path
 
 import torch
-from torch.utils.checkpoint import checkpoint
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
@@ -33,6 +31,7 @@ from config import add_config_arguments, command, load_config
 from dataset import unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from masks import Colorbook, one_hot
+from train import wrap
 
 # Bozsó 2023, Table 2: images, then seconds for 1000 steps with and without a mask, V100. The two differ by the mask
 # stem's share of the work, so each is one pass per step; guidance takes two.
@@ -189,11 +188,7 @@ def training_step(cfg, num_classes, device, layout="channels_last", compiled=Fal
     model, diffusion, autocast = build(cfg, num_classes, device)
     model.to(memory_format=LAYOUTS[layout])
     ema = copy.deepcopy(model).requires_grad_(False)
-    if c["activation_checkpointing"]:
-        for block in model.children():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    if compiled:
-        model.compile()
+    net = wrap(model, c | {"compile": compiled}, 1, device)
     optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
     planes = torch.cat([torch.randint(256, (B, 3, *size)), torch.randint(num_classes, (B, 1, *size))], dim=1).byte()
@@ -205,7 +200,7 @@ def training_step(cfg, num_classes, device, layout="channels_last", compiled=Fal
         for micro_batch, t, eps, keep in zip(*(x.chunk(c["accumulate"]) for x in batch)):
             x0, mask = unpack(micro_batch, num_classes)
             with autocast():
-                loss = diffusion.loss(model, x0, mask if model.num_classes else None, t, eps, keep)
+                loss = diffusion.loss(net, x0, mask if model.num_classes else None, t, eps, keep)
             scaler.scale(loss / c["accumulate"]).backward()
         scaler.unscale_(optimizer)
         torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])

@@ -100,7 +100,7 @@ def run(args):
                          f"{cfg['train']['precision']}: GradScaler is not a part of this comparison")
     rank, ranks = join_processes(device)
     if ranks == 1:
-        backend = "nccl" if device.type == "cuda" else "gloo"
+        backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     B, precision = cfg["train"]["batch_size"], cfg["train"]["precision"]
     if steps < 2 or B % ranks:

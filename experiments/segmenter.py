@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t  # scikit-image needs scipy too
 from tqdm import tqdm
 
-from checkpoint import pick_device, replacing
+from checkpoint import pick_device, random_state, replacing
 from config import command
 from data.common import parse_size
 from dataset import Pairs, batches, fit, fit_pair, list_files, read_image
@@ -167,6 +167,7 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
             raise ValueError(f"{unfinished}: begun with other settings: choose another --out, or delete it")
         for name, part in parts.items():
             part.load_state_dict(state[name])
+        random_state(device, state["rng"])
         begun = state["step"]
         print(f"{title}: going on at step {begun} of {steps}")
 
@@ -177,11 +178,11 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
         signal.signal(number, signal.default_int_handler)  # a second one ends at once
 
     handler = signal.signal(signal.SIGINT, on_ctrl_c)
-    loader = batches(pairs, settings["batch_size"], seed, begun, flip=0.5, augment=AUGMENT, device=device)
+    B = settings["batch_size"]
+    loader = batches(pairs, B, seed, begun * B, flip=0.5, augment=AUGMENT, device=device)
     bar = tqdm(range(begun + 1, steps + 1), initial=begun, total=steps, unit="step", desc=title, dynamic_ncols=True)
     try:
         for step in bar:
-            torch.manual_seed(1_000_003 * seed + step)  # dropout then is the same after an interruption
             autocast = torch.autocast(device.type, torch.bfloat16, settings["precision"] == "bf16")
             loss = segmentation_loss(net, next(loader), settings["size"], autocast)
             optimizer.zero_grad()
@@ -195,7 +196,8 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
                                      "--precision fp32")
             if stop or step % 500 == 0 or step == steps:
                 state = {name: part.state_dict() for name, part in parts.items()}
-                save(unfinished, state | {"step": step, "config": settings | {"seed": seed}})
+                state |= {"rng": random_state(device), "step": step, "config": settings | {"seed": seed}}
+                save(unfinished, state)
             if stop:
                 raise KeyboardInterrupt(f"{title}: step {step} of {steps} is saved, and the same command goes on")
     finally:
