@@ -3,8 +3,7 @@
     cfg = load_config("config.yaml", preset="idd_lite", overrides=["train.steps=2000"])
     cfg["train"]["steps"]                                   # 2000
 
-A preset is laid over the values of the file, and both over those of the project's config.yaml: a file of your own needs
-only the settings that it changes.
+All is laid over the project's config.yaml, so a file of your own needs only the settings that it changes.
 """
 
 import difflib
@@ -88,10 +87,11 @@ class UniqueKeys(yaml.SafeLoader):
     """YAML in which a repeated key is an error; PyYAML itself keeps the last one."""
 
     def construct_mapping(self, node, deep=False):
-        names = [str(key.value) for key, _ in node.value]
-        for (key, _), name in zip(node.value, names):
-            if names.count(name) > 1:
-                raise ValueError(f"the key {name!r} of line {key.start_mark.line + 1} is repeated: delete one of them")
+        seen = set()
+        for key, _ in node.value:
+            if key.value in seen:
+                raise ValueError(f"the key {key.value!r} of line {key.start_mark.line + 1} is there twice: delete one")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
 
@@ -145,7 +145,7 @@ def parse_overrides(texts):
 
 
 def load_config(path=None, preset=None, overrides=()):
-    """A nested dict: the project's settings, over them those of a file, a preset, and `key.sub=value` overrides.
+    """A nested dict: the project's settings, over them a preset, those of a file, and `key.sub=value` overrides.
 
     A preset that only the file names belongs to the data that it names: overriding data.root leaves it out. An empty
     `out` becomes runs/<name of the data>. ValueError or FileNotFoundError name the file, the key and the remedy.
@@ -153,16 +153,16 @@ def load_config(path=None, preset=None, overrides=()):
     path = path or PROJECT
     base, base_presets = read_yaml(PROJECT)
     own, own_presets = read_yaml(path)
-    presets, given = base_presets | own_presets, parse_overrides(overrides)
-    name = preset or own.get("preset") or ""
-    if name and name not in presets:
-        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets))}")
+    given = parse_overrides(overrides)
+    name = checked("preset", preset or own.get("preset", ""), path)
+    if name and name not in base_presets | own_presets:
+        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, base_presets | own_presets))}")
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}: without the preset {name!r} of {path} (--preset {name} asks for it)")
         name = ""
-    layers = {PROJECT: base, path: own, f"{path}, preset {name}": presets.get(name, {})}
     settings = {}
-    for where, layer in layers.items():
+    for where, layer in ((PROJECT, base), (f"{PROJECT}, preset {name}", base_presets.get(name, {})),
+                         (path, own), (f"{path}, preset {name}", own_presets.get(name, {}))):
         settings |= {key: checked(key, value, where) for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()
     if missing:

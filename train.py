@@ -14,7 +14,6 @@ A run is a folder: checkpoint.pt, log.csv (a row every train.log_every steps), p
 import argparse
 import contextlib
 import copy
-import csv
 import math
 import os
 import shutil
@@ -26,6 +25,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import yaml
+from filelock import FileLock, Timeout
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
@@ -113,17 +113,11 @@ def check_disk(out, parameters):
 def locked(out):
     """Hold the folder of a run against a second training; the system lets go of it when this process ends."""
     out.mkdir(parents=True, exist_ok=True)
-    with open(out / ".lock", "a") as file:
-        try:
-            if os.name == "nt":
-                import msvcrt
-                msvcrt.locking(file.fileno(), msvcrt.LK_NBLCK, 1)
-            else:
-                import fcntl
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            raise OSError(f"{out}: another training is running in this folder ({error.strerror}): stop it, or choose "
-                          "another folder with --set out=...") from error
+    try:
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(f"{out}: another training runs in it: stop it, or choose a folder with --set out=...") from error
+    with lock:
         yield
 
 
@@ -136,10 +130,11 @@ def start_log(log, step):
 
 
 def append_log(log, row):
+    """Write a row {column: value}; columns without a value, and NaN, stay empty."""
+    cells = [row.get(column, "") for column in COLUMNS]
+    line = ",".join(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in cells).replace("nan", "")
     with open(log, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        numbers = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()}
-        writer.writerow({key: "" if value == "nan" else value for key, value in numbers.items()})
+        file.write(line + "\n")
 
 
 # -------------------------------------------------------------------------------------------------------- train
