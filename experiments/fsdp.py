@@ -8,11 +8,11 @@ them, and collects the weights of a block when it runs; with CPU offload the par
 makes the same steps: the network of `unet.py` with random weights, the loss of `ddpm.py` on one random batch, AdamW.
 All must reach the weights of a single process that works through the batch in as many micro-batches.
 
-Prints a row for each: the median seconds of a step; the peak memory of tensors in the first process (without EMA,
-which costs as much as the weights); and by how much the gradient of the first step differs from the single process's,
-relative to its norm: 1e-6 is rounding. FSDP wants contiguous weights, the others are channels-last as in train.py: on
-a CPU this is a part of its time. A minute for idd_lite on two CPU cores. On a CPU there is nothing to offload to, and
-FSDP needs a newer torch than 2.6.
+Prints a row for each: the median seconds of a step; the peak memory of tensors in the first process (without EMA, which
+costs as much as the weights); and by how much the gradient of the first step differs from the single process's, relative
+to its norm. All have contiguous weights, which FSDP asks for, so that nothing but the sharding differs; train.py itself
+uses channels-last. A minute for idd_lite on two CPU cores. On a CPU there is nothing to offload to, and FSDP needs a
+newer torch than 2.6.
 """
 
 import argparse
@@ -35,7 +35,8 @@ CLASSES = 19
 
 def shard(model, device, offload):
     """FSDP2: every block with weights is a unit of its own, whose weights are collected when it runs."""
-    model.to("cpu" if offload else device, memory_format=torch.contiguous_format)
+    if offload:
+        model.to("cpu")
     mesh = init_device_mesh(device.type, (dist.get_world_size(),))
     policy = CPUOffloadPolicy() if offload else OffloadPolicy()
     for block in model.children():
@@ -61,6 +62,7 @@ def train_steps(kind, cfg, steps, device):
     """
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, CLASSES, device)
+    model.to(memory_format=torch.contiguous_format)  # FSDP takes no other layout
     if kind.startswith("FSDP"):
         shard(model, device, kind.endswith("offload"))
     net = DistributedDataParallel(model) if kind == "DDP" else model
