@@ -6,13 +6,13 @@
 DDP (train.py) keeps every weight, gradient and moment of AdamW on every device. FSDP gives each process a part of
 them, and collects the weights of a block when it runs; with CPU offload the parts lie in the memory of the CPU. Each
 makes the same steps: the network of `unet.py` with random weights, the loss of `ddpm.py` on one random batch, AdamW.
-All must reach the weights of a single process that works through the batch in as many micro-batches.
+All must take the step of a single process that works through the batch in as many micro-batches.
 
 Prints a row for each: the median seconds of a step; the peak memory of tensors in the first process (without EMA, which
-costs as much as the weights); and by how much the gradient of the first step differs from the single process's, relative
-to its norm. All have contiguous weights, which FSDP asks for, so that nothing but the sharding differs; train.py itself
-uses channels-last. A minute for idd_lite on two CPU cores. On a CPU there is nothing to offload to, and FSDP needs a
-newer torch than 2.6.
+costs as much as the weights); and by how much the gradient of the first step differs from the single process's,
+relative to its norm. All have contiguous weights, which FSDP asks for, so that nothing but the sharding differs;
+train.py itself uses channels-last. A minute for idd_lite on two CPU cores. On a CPU there is nothing to offload to, and
+FSDP needs a newer torch than 2.6.
 """
 
 import argparse
