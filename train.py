@@ -212,7 +212,7 @@ def train(cfg, resume=False, dry_run=False):
         signal.signal(number, signal.SIG_DFL)
 
     handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    loader = batches(pairs, c["batch_size"], cfg["seed"], step, d["flip"], d["augment"], device, rank, ranks)
+    loader = batches(pairs, c["batch_size"], cfg["seed"], step * c["batch_size"], d["flip"], d["augment"], device, rank, ranks)
     bar = tqdm(total=c["steps"], initial=step, unit="img", unit_scale=c["batch_size"], desc=out.name, dynamic_ncols=True,
                mininterval=0.5 if os.isatty(2) else 30, disable=rank > 0)
     sums, since, started, last_log = torch.zeros(2, device=device), step, time.monotonic() - seconds, time.monotonic()

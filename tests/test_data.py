@@ -140,7 +140,7 @@ def test_shape_of_the_result(tmp_path, download, name, capsys):
         assert len(pairs) == n and f"{n} pairs: {n} palette\n" in capsys.readouterr().out
         for planes in pairs.planes.numpy():
             error = np.abs(planes[:3].transpose(1, 2, 0).astype(int) - PALETTE[planes[3]])
-            assert error.max() == 0 if name == "cityscapes" else error.mean() < 15  # its images are PNG, the others JPEG
+            assert error.max() == 0 if name == "cityscapes" else error.mean() < 15  # PNG, the others are JPEG
 
 
 @all_of_them
@@ -310,7 +310,7 @@ def value_of(folder):
     "notes.txt", ".git/config", "colorbook.json.old", "train/photo.png", "train/images/a.jpg", "train/images/old/a.png",
     "train/images.zip", "train/depth/a.png", "train_old/images/a.png", "test/masks/labels.csv", "val/planes.npy"])
 def test_only_a_prepared_set_is_replaced(prepared, name):
-    """A folder that holds one file more than a prepared set is refused with the name of that file, and stays as it is."""
+    """A folder that holds one file more than a prepared set is refused with its name, and stays as it is."""
     (prepared / name).parent.mkdir(parents=True, exist_ok=True)
     (prepared / name).write_bytes(b"precious")
     before = content(prepared)
@@ -737,7 +737,8 @@ def test_splits_and_seeds_draw_different_scenes(tmp_path):
 
 def test_default_size_is_the_preset(tmp_path, monkeypatch):
     """Without --size, scenes are drawn in the size that the preset toy trains on."""
-    monkeypatch.setattr(sys, "argv", ["prepare", "--out", str(tmp_path / "toy"), "--train", "1", "--val", "0", "--test", "0"])
+    counts = ["--train", "1", "--val", "0", "--test", "0"]
+    monkeypatch.setattr(sys, "argv", ["prepare", "--out", str(tmp_path / "toy"), *counts])
     toy.main()
     (image,) = written(tmp_path / "toy", "images")["train"].values()
     assert image.shape[:2] == tuple(load_config("config.yaml", "toy")["data"]["size"])
