@@ -20,8 +20,6 @@ from tqdm import tqdm
 from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, open_image, read_mask
 
 ORDER, FLIP, AUGMENT = range(3)  # each random stream begins its seed with a tag of its own: no two streams are equal
-RANGES = {"flip": (0, 1), "augment.p": (0, 1), "augment.brightness": (0, 1), "augment.contrast": (0, 1),
-          "augment.saturation": (0, 1), "augment.hue": (0, 0.5), "augment.rotate": (0, 180), "augment.crop": (0.1, 1)}
 
 
 def read_image(path):
@@ -213,12 +211,8 @@ def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cp
     Every pair comes once per epoch, in a new order each; epochs run on without a short batch. flip is the probability
     of a horizontal flip, augment the settings of augment_pair() or None. All depends on the seed and on how many images
     came before, so a resumed run goes on where it stopped, and process `rank` of `ranks` gets its part of one batch.
-    The next batch is gathered while this one is used. ValueError for a setting out of its range.
+    The next batch is gathered while this one is used.
     """
-    settings = {"flip": flip} | {f"augment.{key}": value for key, value in (augment or {}).items()}
-    for key, (low, high) in RANGES.items():
-        if not low <= settings.get(key, high) <= high:
-            raise ValueError(f"data.{key} is {settings[key]}; expected a number from {low} to {high}")
     mine = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
 
     @lru_cache(maxsize=2)
@@ -235,15 +229,12 @@ def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cp
         planes[flips] = planes[flips].flip(-1)
         return planes.pin_memory() if torch.device(device).type == "cuda" else planes
 
-    def stream():
-        with ThreadPoolExecutor(1) as thread:
-            ahead = thread.submit(gather, start)
-            for first in itertools.count(start + batch_size, batch_size):
-                planes = ahead.result()
-                ahead = thread.submit(gather, first)
-                yield planes.to(device, non_blocking=True)
-
-    return stream()
+    with ThreadPoolExecutor(1) as thread:
+        ahead = thread.submit(gather, start)
+        for first in itertools.count(start + batch_size, batch_size):
+            planes = ahead.result()
+            ahead = thread.submit(gather, first)
+            yield planes.to(device, non_blocking=True)
 
 
 def unpack(planes, num_classes):

@@ -18,6 +18,7 @@ from PIL import Image, ImageDraw, ImageFilter
 
 import dataset
 import masks
+from config import load_config
 from data.common import parse_size
 from dataset import Pairs, augment_pair, batches, contact_sheet, fit, list_files, to_uint8, unpack
 from masks import Colorbook, one_hot, read_mask, save_mask
@@ -578,6 +579,17 @@ def test_a_map_is_never_stale(five):
     assert (Pairs(five, "train", (12, 12), 0).planes[5, 3] == ROAD).all()
 
 
+def test_a_map_follows_the_colorbook(tmp_path):
+    """With another order of the classes, masks in colours are read anew."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    Image.fromarray(PALETTE[street()]).save(root / "train" / "masks" / "a.png")
+    before = Pairs(root, "train", (48, 64), memory_gb=0).planes[0, 3]
+    names = [*CITYSCAPES][::-1]
+    (root / "colorbook.json").write_text(json.dumps({name: list(CITYSCAPES[name]) for name in names}))
+    after = Pairs(root, "train", (48, 64), memory_gb=0).planes[0, 3]
+    assert torch.equal(after, torch.where(before == NONE, before, 18 - before))
+
+
 def test_two_processes_make_one_map(five, monkeypatch):
     """Two processes that map the same pairs, one in the middle of the other, both get the right planes."""
     held, read, calls = Pairs(five, "train", (12, 12)).planes, dataset.read_image, []
@@ -795,15 +807,13 @@ def test_probability_of_augmentation(five):
     assert same_batches(some(3, pairs, 3, seed=0, augment={"p": 0, **ALL}), some(3, pairs, 3, seed=0))
 
 
-@pytest.mark.parametrize("key, value", [
-    ("flip", -.1), ("flip", 1.1), ("p", 2), ("brightness", 1.5), ("contrast", -.5), ("saturation", 1.01), ("hue", .6),
-    ("rotate", 181), ("crop", 0), ("crop", 1.5), ("hue", float("nan"))])
-def test_settings_out_of_range(five, key, value):
-    """A setting out of its range is refused by name before the first batch."""
-    settings = {"flip": value} if key == "flip" else {"augment": {"p": .5, **ALL, key: value}}
-    name = "data.flip" if key == "flip" else f"data.augment.{key}"
-    with pytest.raises(ValueError, match=f"{name} is {value}; expected a number from .* to "):
-        batches(Pairs(five, "train", (8, 8)), 2, 0, **settings)
+@pytest.mark.parametrize("setting", [
+    "flip=-0.1", "flip=1.1", "augment.p=2", "augment.brightness=1.5", "augment.contrast=-0.5", "augment.saturation=1.01",
+    "augment.hue=0.6", "augment.rotate=181", "augment.crop=0", "augment.crop=1.5", "augment.hue=.nan"])
+def test_settings_out_of_range(setting):
+    """A setting of the augmentation out of its range is refused by name when the config is read."""
+    with pytest.raises(ValueError, match=f"data.{setting.split('=')[0]}.*expected a number from"):
+        load_config("config.yaml", None, [f"data.{setting}"])
 
 
 # -------------------------------------------------------------------------------------------------- batches
