@@ -390,6 +390,21 @@ def test_two_at_once(prepared):
     assert value_of(prepared) == 2 and [path.name for path in prepared.parent.iterdir()] == ["set"]
 
 
+def test_files_that_come_while_a_set_is_built(prepared):
+    """A file that somebody puts into the old set while the new one is built keeps the old set in its place."""
+    splits = one_pair(2)
+    (stem, make), = splits["train"]
+
+    def make_late():
+        (prepared / "notes.txt").write_bytes(b"precious")
+        return make()
+
+    with pytest.raises(FileExistsError, match="notes.txt"):
+        write_dataset(prepared, TWO, splits | {"train": [(stem, make_late)]})
+    (prepared / "notes.txt").unlink()
+    assert value_of(prepared) == 1
+
+
 def write_and_stop(out, moment, stop):
     """Write a set of value 2 to `out`, and call stop() while it is drawn, or before the first or second renaming."""
     splits, rename, renamed = one_pair(2), os.replace, []
