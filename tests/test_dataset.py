@@ -809,7 +809,8 @@ def test_probability_of_augmentation(five):
 
 @pytest.mark.parametrize("setting", [
     "flip=-0.1", "flip=1.1", "augment.p=2", "augment.brightness=1.5", "augment.contrast=-0.5",
-    "augment.saturation=1.01", "augment.hue=0.6", "augment.rotate=181", "augment.crop=0", "augment.crop=1.5", "augment.hue=.nan"])
+    "augment.saturation=1.01", "augment.hue=0.6", "augment.rotate=181",
+    "augment.crop=0", "augment.crop=1.5", "augment.hue=.nan"])
 def test_settings_out_of_range(setting):
     """A setting of the augmentation out of its range is refused by name when the config is read."""
     with pytest.raises(ValueError, match=f"data.{setting.split('=')[0]}.*expected a number from"):
