@@ -33,7 +33,7 @@ class Colorbook:
                 raise ValueError(f"class {name!r} has colour {rgb!r}: expected three whole numbers 0..255")
         repeated = [rgb for rgb, n in Counter(map(tuple, classes.values())).items() if n > 1]
         if repeated or not 1 <= len(classes) <= 255:
-            raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, repeated: {repeated}")
+            raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, twice: {repeated}")
         self.classes, self.names, self.source = dict(classes), list(classes), str(source)
         self.colors = np.array(list(classes.values()), np.uint8)
 
@@ -84,11 +84,10 @@ def open_image(path):
         return image
     except Exception as error:  # Pillow raises many kinds for a broken file
         size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
+        remedy = "expected a complete file of one frame. Download it again, or save it as a PNG"
         if "DecompressionBomb" in type(error).__name__:
-            raise ValueError(f"{path}{size}: too large an image: {error}. Expected at most {Image.MAX_IMAGE_PIXELS:,} "
-                             "pixels. Scale it down, a mask without smoothing, and save it as a PNG") from error
-        raise ValueError(f"{path}{size}: not readable as an image: {error}. Expected a complete file of one frame: "
-                         "download it again, or save it as a PNG") from error
+            remedy = f"expected at most {Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down (a mask without smoothing)"
+        raise ValueError(f"{path}{size}: not readable as an image: {error}; {remedy}") from error
 
 
 def read_mask(path, colorbook):
@@ -149,18 +148,18 @@ def check_grey(used, colorbook, path):
     """
     greys = {rgb[0]: k for k, rgb in enumerate(colorbook.colors.tolist()) if len(set(rgb)) == 1}
     meant = {v: greys.get(v, UNLABELLED) for v in used}
-    if greys.keys() & set(used) and set(used) <= greys.keys() | {0, 255} and any(v != k for v, k in meant.items()):
+    if greys.keys() & meant and meant.keys() <= greys.keys() | {0, 255} and any(v != k for v, k in meant.items()):
         name = dict(enumerate(colorbook.names)) | {UNLABELLED: "unlabelled"}
         listed = "; ".join(f"{v} is the colour of {name[k]!r} and the id of {name.get(v)!r}" for v, k in meant.items())
-        raise ValueError(f"{path}: a grey image whose values may be colours or ids: {listed}. Expected ids that are not "
-                         "also colours. Save it as an 8-bit PNG, in RGB if these are colours, with a palette if ids")
+        raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids that are not colours, "
+                         "too. Save it as an 8-bit PNG, in RGB if these are colours, with a palette if they are ids")
 
 
 def snap_colors(rgb, opaque, colorbook, path, tolerance):
     """Colours (H, W, 3) uint8, black where not opaque, to what read_mask() returns.
 
-    ValueError where colours of no class fill more than `tolerance` of the pixels that have no clear colour of a class: a
-    foreign spot in a hard drawing is all of them, what looks like one along soft edges a few.
+    ValueError where unknown colours fill more than `tolerance` of the pixels that are not solid: a foreign spot in a hard
+    drawing is all of these, what only looks like one along soft edges is a few.
     """
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
     for shade, near in ((0, 0), (255, REACH)):  # black and white mean unlabelled, unless a class has that colour
@@ -170,11 +169,10 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
     off = ~np.isin(codes, exact)
     if off.any():
         step = math.ceil(math.sqrt(off.size / LARGEST))
-        every = np.s_[step // 2 :: step, step // 2 :: step]
-        index, solid, unknown = snap(rgb[every], colors)
+        part = np.s_[step // 2 :: step, step // 2 :: step]
+        index, solid, unknown = snap(rgb[part], colors)
         if unknown.sum() > tolerance * (~solid).sum():
-            foreign = codes[off & np.isin(codes, codes[every][unknown])]
-            listed = []
+            foreign, listed = codes[off & np.isin(codes, codes[part][unknown])], []
             for code, n in Counter(foreign.tolist()).most_common(5):
                 color = code >> 16, code >> 8 & 255, code & 255
                 k = np.linalg.norm(colors - color, axis=1).argmin()
@@ -193,37 +191,43 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
 
 
 def snap(rgb, colors):
-    """Which color each pixel of a drawing with soft edges was painted in.
+    """Which of colors each pixel of a drawing with soft edges was painted in.
 
     rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors, what is solid, what is unknown, each (H, W).
-    Solid: a pixel that is alike the eight around it and near one of colors, or it and they are exact. Every other pixel
+    Solid: a pixel that is like the eight around it and near one of colors, or it and they are exact. Every other pixel
     takes the nearest of the colors that are solid close by, so never a third one that lies between them; how close by
     grows until its own color lies between theirs. If it never does, it is part of a thin stroke: of a color that is
-    near, or else taken for what is beside it. Unknown: what has an interior of its own, alike and near none of colors.
+    near, or else taken for what is beside it. Unknown: what has an interior of its own, even and near none of colors.
     """
     (H, W), K = rgb.shape[:2], len(colors)
     planes, colors = torch.tensor(rgb).permute(2, 0, 1).float(), torch.tensor(colors).float()  # (3, H, W), (K, 3)
     distance = torch.cdist(planes.flatten(1).T, colors).T.reshape(K, H, W)
     off, nearest = distance.min(dim=0)
-    spread = (F.max_pool2d(planes, 3, 1, 1) + F.max_pool2d(-planes, 3, 1, 1)).amax(dim=0)  # largest - smallest of 3x3
-    solid = (off <= REACH) & (spread <= 4) | (F.max_pool2d((off > 0)[None].float(), 3, 1, 1)[0] == 0)
-    index, explained, (v, u) = nearest.clone(), solid.clone(), torch.nonzero(solid, as_tuple=True)
-    for side in (4, 8, 16):  # close by is the square of so many pixels around a pixel, and the eight squares around that
+    far, spread = off > REACH, (dilate(planes) + dilate(-planes)).amax(dim=0)  # largest - smallest value of 3x3
+    solid = ~far & (spread <= 4) | (dilate((off > 0)[None].float())[0] == 0)
+    index, explained = nearest.clone(), solid.clone()
+    for side in (4, 8, 16):  # close by: the square of so many pixels that holds the pixel, and the eight around it
+        v, u = torch.nonzero(solid, as_tuple=True)
         present = torch.zeros(K, -(-H // side), -(-W // side))
         present[nearest[v, u], v // side, u // side] = 1
         y, x = torch.nonzero(~explained, as_tuple=True)
-        beside = F.max_pool2d(present, 3, 1, 1)[:, y // side, x // side, None] > 0  # (K, n, 1)
-        index[y, x] = (distance[:, y, x] + 1000 * ~beside[..., 0]).argmin(dim=0)
-        low = torch.where(beside, colors[:, None], torch.inf).amin(dim=0) - REACH
-        high = torch.where(beside, colors[:, None], -torch.inf).amax(dim=0) + REACH
-        explained[y, x] = ((low <= planes[:, y, x].T) & (planes[:, y, x].T <= high)).all(dim=1)
-    thin = ~explained & (off <= REACH)
+        beside = dilate(present)[:, y // side, x // side] > 0  # (K, n)
+        index[y, x] = (distance[:, y, x] + 1000 * ~beside).argmin(dim=0)
+        low, high = (torch.where(beside[..., None], colors[:, None], none) for none in (torch.inf, -torch.inf))
+        color, low, high = planes[:, y, x].T, low.amin(dim=0) - REACH, high.amax(dim=0) + REACH  # (n, 3)
+        explained[y, x] = ((low <= color) & (color <= high)).all(dim=1)
+    thin = ~explained & ~far
     index[thin], explained = nearest[thin], explained | thin
+    wide = -dilate(-(far & (spread <= 2))[None].float(), 5)[0] > 0  # 7x7 of one color, even between those beside it
+    unknown = far & (spread <= 8) & ~explained | wide
     if (~explained).float().mean() > 0.25:  # a photograph
-        return index.numpy(), solid.numpy(), ~explained.numpy()
-    far = (off > REACH)[None].float()
-    wide = -F.max_pool2d(-far * (spread <= 2), 5, 1, 2)[0] > 0  # 7x7 of one color, though it lies between those beside
-    return index.numpy(), solid.numpy(), ((off > REACH) & (spread <= 8) & ~explained | wide).numpy()
+        unknown = ~explained
+    return index.numpy(), solid.numpy(), unknown.numpy()
+
+
+def dilate(planes, side=3):
+    """The largest value of planes (C, H, W) in the side x side pixels around each."""
+    return F.max_pool2d(planes, side, 1, side // 2)
 
 
 def save_mask(ids, path, colorbook):
