@@ -100,14 +100,15 @@ def read_mask(path, colorbook):
     """
     image = open_image(path)
     if image.mode not in ("P", "L", "RGB", "RGBA"):
-        raise ValueError(f"{path}: an image of mode {image.mode}; expected an 8-bit palette, grey (ids), RGB or RGBA "
-                         "image. Save it as an 8-bit PNG")
+        raise ValueError(f"{path}: mode {image.mode}; expected palette, grey (ids) or RGB(A). Save it as an 8-bit PNG")
     rgba, values, kind = np.array(image.convert("RGBA")), np.array(image), "colours"
     opaque = rgba[..., 3] >= 128
+    rgba[~opaque] = 0
+    used = np.unique(values[opaque])
     if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
-        used, palette = np.unique(values[opaque]), image.getpalette("RGB")
-        shown, ours = np.zeros((2, 256, 3), np.uint8)
-        shown[: len(palette) // 3], ours[: len(colorbook)] = np.reshape(palette, (-1, 3)), colorbook.colors
+        shown, ours = np.zeros((2, 256, 3), np.uint8)  # the colour of each id, in the file and in the colorbook
+        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+        shown[: len(palette)], ours[: len(colorbook)] = palette, colorbook.colors
         if not (shown[UNLABELLED] == colorbook.colors).all(axis=1).any():
             ours[UNLABELLED] = shown[UNLABELLED]  # unlabelled may be shown in any colour
         if np.array_equal(shown[used], ours[used]):
@@ -118,14 +119,13 @@ def read_mask(path, colorbook):
         with Image.open(path) as unread:
             coding = f"{image.format} {unread.tile[0][3]}"  # "L;2" or "L;4" bits were scaled to 0..255
         if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
-            raise ValueError(f"{path}: a grey image stored as {coding}, so that its values are not exactly the ids; "
-                             "expected 8 bits without loss. Save it as an 8-bit PNG")
+            raise ValueError(f"{path}: grey in {coding} is not exactly the ids; expected them. Save it as an 8-bit PNG")
         kind = "ids"
     if kind == "colours":
-        return snap_colors(np.where(opaque[..., None], rgba[..., :3], np.uint8(0)), opaque, colorbook, path,
-                           tolerance=0.03 if image.mode == "P" else 0.01)  # a reduced palette may have lost a class
+        tolerance = 0.03 if image.mode == "P" else 0.01  # a reduced palette may have lost the color of a small stroke
+        return snap_colors(rgba[..., :3], opaque, colorbook, path, tolerance)
     if kind == "ids":
-        check_grey(np.unique(values[opaque]).tolist(), colorbook, path)
+        check_grey(used.tolist(), colorbook, path)
     return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), kind, 0.0
 
 
@@ -141,7 +141,7 @@ def check_ids(ids, colorbook, path):
 
 
 def check_grey(used, colorbook, path):
-    """ValueError if the values of a grey mask may be colours, as of a drawing in black and white that was saved as grey.
+    """ValueError if the values of a grey mask may be colours: programs save a drawing in black and white as grey.
 
     They may be if each is the grey of a class, or black or white, at least one is of a class, and as ids they would be
     other classes. So {0, 255} is class 0 and unlabelled, unless a class is white, or one other than class 0 is black.
@@ -151,15 +151,15 @@ def check_grey(used, colorbook, path):
     if greys.keys() & meant and meant.keys() <= greys.keys() | {0, 255} and any(v != k for v, k in meant.items()):
         name = dict(enumerate(colorbook.names)) | {UNLABELLED: "unlabelled"}
         listed = "; ".join(f"{v} is the colour of {name[k]!r} and the id of {name.get(v)!r}" for v, k in meant.items())
-        raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids that are not colours, "
-                         "too. Save it as an 8-bit PNG, in RGB if these are colours, with a palette if they are ids")
+        raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids only. Save it as an "
+                         "8-bit PNG, in RGB if these are colours, with a palette if they are ids")
 
 
 def snap_colors(rgb, opaque, colorbook, path, tolerance):
     """Colours (H, W, 3) uint8, black where not opaque, to what read_mask() returns.
 
-    ValueError where unknown colours fill more than `tolerance` of the pixels that are not solid: a foreign spot in a hard
-    drawing is all of these, what only looks like one along soft edges is a few.
+    ValueError where unknown pixels are more than `tolerance` of those that are not solid (see snap): a foreign spot in
+    a hard drawing is all of them, what only looks like one along soft edges is a few.
     """
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
     for shade, near in ((0, 0), (255, REACH)):  # black and white mean unlabelled, unless a class has that colour
@@ -167,27 +167,33 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
             names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
     codes, exact = (c.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for c in (rgb, colors))
     off = ~np.isin(codes, exact)
-    if off.any():
+    if not off.any():
+        order = exact.argsort()
+        index = order[np.searchsorted(exact[order], codes)]
+    else:
         step = math.ceil(math.sqrt(off.size / LARGEST))
         part = np.s_[step // 2 :: step, step // 2 :: step]
         index, solid, unknown = snap(rgb[part], colors)
         if unknown.sum() > tolerance * (~solid).sum():
-            foreign, listed = codes[off & np.isin(codes, codes[part][unknown])], []
-            for code, n in Counter(foreign.tolist()).most_common(5):
-                color = code >> 16, code >> 8 & 255, code & 255
-                k = np.linalg.norm(colors - color, axis=1).argmin()
-                listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
-            raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in no "
-                             f"class of the colorbook: {'; '.join(listed)}. Paint with the colours that "
-                             f"`python masks.py --colorbook {colorbook.source}` draws")
+            foreign = codes[off & np.isin(codes, codes[part][unknown])]
+            raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in "
+                             f"no class of the colorbook: {describe_colors(foreign, colors, names)}. Paint with the "
+                             f"colours that `python masks.py --colorbook {colorbook.source}` draws")
         y, x = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(off.shape, index.shape))
         index = index[y[:, None], x]  # as large as the file again
-    else:
-        order = exact.argsort()
-        index = order[np.searchsorted(exact[order], codes)]
     ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
     white = ((ids == UNLABELLED) & (rgb.min(axis=2) > 250)).any()
     return ids, "colours (white taken as unlabelled)" if white else "colours", float(off.mean())
+
+
+def describe_colors(codes, colors, names):
+    """The commonest of codes (red << 16 | green << 8 | blue), how many pixels have them, and the nearest of colors."""
+    listed = []
+    for code, n in Counter(codes.tolist()).most_common(5):
+        color = code >> 16, code >> 8 & 255, code & 255
+        k = np.linalg.norm(colors - color, axis=1).argmin()
+        listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
+    return "; ".join(listed)
 
 
 def snap(rgb, colors):
@@ -203,19 +209,20 @@ def snap(rgb, colors):
     planes, colors = torch.tensor(rgb).permute(2, 0, 1).float(), torch.tensor(colors).float()  # (3, H, W), (K, 3)
     distance = torch.cdist(planes.flatten(1).T, colors).T.reshape(K, H, W)
     off, nearest = distance.min(dim=0)
-    far, spread = off > REACH, (dilate(planes) + dilate(-planes)).amax(dim=0)  # largest - smallest value of 3x3
+    far = off > REACH
+    spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
     solid = ~far & (spread <= 4) | (dilate((off > 0)[None].float())[0] == 0)
-    index, explained = nearest.clone(), solid.clone()
+    index, explained, (v, u) = nearest.clone(), solid.clone(), torch.nonzero(solid, as_tuple=True)
     for side in (4, 8, 16):  # close by: the square of so many pixels that holds the pixel, and the eight around it
-        v, u = torch.nonzero(solid, as_tuple=True)
         present = torch.zeros(K, -(-H // side), -(-W // side))
         present[nearest[v, u], v // side, u // side] = 1
+        beside = dilate(present) > 0
+        low = torch.where(beside[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
+        high = torch.where(beside[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
         y, x = torch.nonzero(~explained, as_tuple=True)
-        beside = dilate(present)[:, y // side, x // side] > 0  # (K, n)
-        index[y, x] = (distance[:, y, x] + 1000 * ~beside).argmin(dim=0)
-        low, high = (torch.where(beside[..., None], colors[:, None], none) for none in (torch.inf, -torch.inf))
-        color, low, high = planes[:, y, x].T, low.amin(dim=0) - REACH, high.amax(dim=0) + REACH  # (n, 3)
-        explained[y, x] = ((low <= color) & (color <= high)).all(dim=1)
+        row, column, color = y // side, x // side, planes[:, y, x].T
+        index[y, x] = (distance[:, y, x] + 1000 * ~beside[:, row, column]).argmin(dim=0)
+        explained[y, x] = ((low[row, column] <= color) & (color <= high[row, column])).all(dim=1)
     thin = ~explained & ~far
     index[thin], explained = nearest[thin], explained | thin
     wide = -dilate(-(far & (spread <= 2))[None].float(), 5)[0] > 0  # 7x7 of one color, even between those beside it

@@ -206,7 +206,7 @@ GREYS = {  # classes; the values in a grey file; the words of the refusal, or no
 @pytest.mark.parametrize("case", GREYS)
 @pytest.mark.parametrize("ramp", [False, True])
 def test_grey_masks(tmp_path, case, ramp):
-    """Grey values are ids; where they may be the colours of other classes, both readings are named and it is refused."""
+    """Grey values are ids; where they may be colours of other classes, the error names both readings."""
     classes, values, words = GREYS[case]
     book = Colorbook({name: list(rgb) for name, rgb in classes.items()})
     ids = np.resize(np.array(values, np.uint8), (6, 7))
@@ -385,7 +385,7 @@ def test_unknown_colour(tmp_path, spot):
 
 @pytest.mark.parametrize("largest", [2**20, 2**16])
 def test_unknown_colour_among_soft_edges(tmp_path, monkeypatch, largest):
-    """A spot of no class is refused among soft edges, and counted in the whole file where only some pixels are compared."""
+    """A spot of no class is refused among soft edges, and counted in the whole file, also if a part is compared."""
     monkeypatch.setattr(masks, "LARGEST", largest)
     rgb = np.array(Image.fromarray(PALETTE[drawing(512, SCENES["street"])]).filter(ImageFilter.GaussianBlur(0.7)))
     rgb[30:60, 300:330] = 255, 200, 255
