@@ -13,7 +13,7 @@ import sys
 import numpy as np
 import pytest
 from PIL import Image
-from test_dataset import CAR, CITYSCAPES, NONE, PALETTE, PERSON, ROAD, SKY, VEGETATION, check_match
+from scenes import CAR, CITYSCAPES, NONE, PALETTE, PERSON, ROAD, SKY, VEGETATION, check_match
 
 from config import load_config
 from data.common import write_dataset

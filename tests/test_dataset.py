@@ -1,4 +1,4 @@
-"""Colorbook, masks, sizes, pairs, batches, pictures. Every picture is drawn here and its right answer is known."""
+"""Images and pairs: sizes, reading, maps, augmentation, batches, sheets. Every image is drawn here and is known."""
 
 import colorsys
 import itertools
@@ -8,312 +8,18 @@ import os
 import random
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
+from scenes import (
+    CAR, CITYSCAPES, NONE, PALETTE, ROAD, SKY, VEGETATION, check_match, save_palette, street, write_pairs)
 
 import dataset
-import masks
 from config import load_config
 from data.common import parse_size
 from dataset import Pairs, augment_pair, batches, contact_sheet, fit, list_files, to_uint8, unpack
-from masks import Colorbook, one_hot, read_mask, save_mask
-
-CITYSCAPES = {  # copied from cityscapesScripts, labels.py, in the order of trainId
-    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
-    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
-    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32)}
-NAMES = [*CITYSCAPES, *["unlabelled"] * 237]  # by id, as PALETTE
-PALETTE = np.zeros((256, 3), np.uint8)
-PALETTE[:19] = list(CITYSCAPES.values())
-BOOK = Colorbook({name: list(rgb) for name, rgb in CITYSCAPES.items()})
-ROAD, BUILDING, POLE, VEGETATION, SKY, PERSON, CAR, TRUCK, MOTORCYCLE, NONE = 0, 2, 5, 8, 10, 11, 13, 14, 17, 255
-
-
-def street(h=48, w=64):
-    """A scene of six classes and unlabelled, with straight edges."""
-    ids = np.full((h, w), SKY, np.uint8)
-    ids[h // 2 :], ids[h // 4 : h // 2, : w // 3], ids[h // 3 : h // 2, w // 2 :] = ROAD, BUILDING, VEGETATION
-    ids[h // 2 : 3 * h // 4, w // 2 : 3 * w // 4], ids[h // 2 :, : w // 8], ids[-h // 8 :] = CAR, PERSON, NONE
-    return ids
-
-
-def drawing(size, classes):
-    """Ids (size, size) of slanted and round shapes of five classes that touch one another; the same in any size."""
-    canvas = Image.new("L", (size, size), classes[0])
-    pen, s = ImageDraw.Draw(canvas), size / 512
-    pen.polygon([(x * s, y * s) for x, y in [(0, 300), (200, 260), (512, 330), (512, 512), (0, 512)]], fill=classes[1])
-    pen.ellipse([v * s for v in (60, 120, 260, 330)], fill=classes[2])
-    pen.polygon([(x * s, y * s) for x, y in [(230, 200), (420, 150), (440, 420), (210, 380)]], fill=classes[3])
-    pen.ellipse([v * s for v in (300, 270, 400, 480)], fill=classes[4])
-    return np.array(canvas)
-
-
-def save_palette(ids, path, palette=PALETTE, **options):
-    image = Image.fromarray(ids)
-    image.putpalette(np.ascontiguousarray(palette, np.uint8).tobytes())
-    image.save(path, **options)
-
-
-# ------------------------------------------------------------------------------------------------ colorbook
-
-
-def test_colorbook_is_cityscapes():
-    """A mask of BDD100K or Cityscapes would be read as other classes than everybody else's."""
-    stored = json.loads((Path(dataset.__file__).parent / "colorbook.json").read_text(encoding="utf-8"))
-    assert list(stored) == list(CITYSCAPES) and [tuple(rgb) for rgb in stored.values()] == list(CITYSCAPES.values())
-
-
-@pytest.mark.parametrize("text, said", [
-    ('{"road": [1, 2, 3], "road": [4, 5, 6]}', "road"),
-    ('{"road": [1, 2, 3], "sky": [1, 2, 3]}', "1, 2, 3"),
-    ('{"road": [1, 2]}', "road"),
-    ('{"road": [1, 2, 3, 4]}', "road"),
-    ('{"road": [1, 2, 256]}', "256"),
-    ('{"road": [1, 2, -1]}', "-1"),
-    ('{"road": [1, 2, 0.5]}', "0.5"),
-    ('{"road": [true, 2, 3]}', "road"),
-    ('{"road": "#010203"}', "#010203"),
-    ("{}", "1 to 255"),
-    ("[[1, 2, 3]]", ""),
-    ('{"road": [1, 2, 3]', ""),
-    ("", "")])
-def test_colorbook_errors(tmp_path, text, said):
-    """A slip in a user's own colorbook would surface much later, or as an error about nothing."""
-    (tmp_path / "mine.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="mine.json") as error:
-        Colorbook.load(tmp_path / "mine.json")
-    assert said in str(error.value)
-
-
-def test_colorbook_missing(tmp_path):
-    """The path that was looked for would not be known."""
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        Colorbook.load(tmp_path / "nowhere.json")
-
-
-def test_colorbook_round_trip(tmp_path):
-    """Names in any language, or the order of the classes, would change on the way through the file."""
-    classes = {"úttest": [1, 2, 3], 'a "b"': [0, 0, 0], "道路": [255, 255, 255]}
-    Colorbook(classes).save(tmp_path / "book.json")
-    book = Colorbook.load(tmp_path / "book.json")
-    assert list(book.classes.items()) == list(classes.items()) == list(zip(book.names, book.colors.tolist()))
-
-
-def test_paint():
-    """Previews would show other colours than the colorbook's."""
-    ids = np.arange(256, dtype=np.uint8).reshape(2, 128)
-    assert np.array_equal(BOOK.paint(ids), PALETTE[ids])
-
-
-# ---------------------------------------------------------------------------------------------- exact masks
-
-
-def as_rgba(ids, path):
-    """Transparent where unlabelled, with a class's colour below, as an eraser leaves it."""
-    rgb, alpha = PALETTE[np.where(ids == NONE, CAR, ids)], np.where(ids == NONE, 0, 255)
-    Image.fromarray(np.dstack([rgb, alpha]).astype(np.uint8)).save(path)
-
-
-def as_foreign_palette(ids, path, black=255, **options):
-    """Indices that are not the ids: index 18 - k is class k."""
-    index = np.where(ids == NONE, black, 18 - ids).astype(np.uint8)
-    save_palette(index, path, np.concatenate([PALETTE[18::-1], np.zeros((237, 3))]), **options)
-
-
-FORMS = {
-    "palette": ("palette", save_palette),
-    "grey palette": ("palette", lambda ids, path: Image.fromarray(ids).convert("P").save(path)),
-    "8-bit ids": ("ids", lambda ids, path: Image.fromarray(ids).save(path)),
-    "RGB": ("colours", lambda ids, path: Image.fromarray(PALETTE[ids]).save(path)),
-    "RGB, few colours": ("colours", lambda ids, path: Image.fromarray(PALETTE[ids]).quantize(16).save(path)),
-    "RGBA": ("colours", as_rgba),
-    "palette of another order": ("colours", as_foreign_palette),
-    "transparent palette": ("colours", lambda ids, path: as_foreign_palette(ids, path, 200, transparency=200)),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_agree(tmp_path, form):
-    """The same scene, saved by another program, would be another mask."""
-    kind, write = FORMS[form]
-    write(street(), tmp_path / "mask.png")
-    ids, found, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    assert ids.dtype == np.uint8 and np.array_equal(ids, street())
-    assert (found, snapped) == (kind, 0)
-
-
-def test_black_may_be_a_class(tmp_path):
-    """In a colorbook with a black class that class would be lost as unlabelled."""
-    Image.fromarray(np.array([[[0, 0, 0], [9, 200, 9]]], np.uint8)).save(tmp_path / "mask.png")
-    book = Colorbook({"grass": [9, 200, 9], "void": [0, 0, 0]})
-    assert read_mask(tmp_path / "mask.png", book)[0].tolist() == [[1, 0]]
-
-
-@pytest.mark.parametrize("K", [1, 19, 255])
-def test_save_mask_round_trip(tmp_path, K):
-    """A prepared mask would not hold the ids exactly, or show other colours in a viewer."""
-    colors = np.array([(i % 7 * 40, i % 11 * 25, i) for i in range(1, K + 1)], np.uint8)
-    book = Colorbook({str(i): rgb for i, rgb in enumerate(colors.tolist())})
-    ids = np.resize(np.array([*range(K), NONE], np.uint8), (16, 20))
-    save_mask(ids, tmp_path / "mask.png", book)
-    assert np.array_equal(read_mask(tmp_path / "mask.png", book)[0], ids)
-    seen = np.concatenate([colors, np.zeros((256 - K, 3), int)])[ids]
-    with Image.open(tmp_path / "mask.png") as image:
-        assert image.mode == "P" and np.array_equal(np.array(image), ids)
-        assert np.array_equal(np.array(image.convert("RGB")), seen)
-
-
-# ----------------------------------------------------------------------------------------------- soft edges
-
-SCENES = {"street": (SKY, VEGETATION, BUILDING, CAR, ROAD), "bright": (9, 1, 6, 7, 4),
-          "with unlabelled": (NONE, 8, 0, 2, 9), "dark": (CAR, 15, BUILDING, VEGETATION, 12)}
-
-
-def check_soft(got, hard, snapped, agreement):
-    assert (got == hard).mean() >= agreement
-    assert set(np.unique(got)) <= set(np.unique(hard))
-    assert snapped > 0
-
-
-@pytest.mark.parametrize("scene, radius", [("street", 1), *[(scene, 3) for scene in SCENES]])
-def test_brush_edges(tmp_path, scene, radius):
-    """A mask drawn with an ordinary, soft brush would be refused or get rims of classes that nobody painted."""
-    hard = drawing(512, SCENES[scene])
-    Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(radius)).save(tmp_path / "mask.png")
-    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    check_soft(ids, hard, snapped, .99)
-
-
-@pytest.mark.parametrize("scene, resample", [("street", Image.Resampling.BOX), ("bright", Image.Resampling.BICUBIC)])
-def test_antialiased_drawing(tmp_path, scene, resample):
-    """A mask that was drawn large and scaled down, or by a program with smooth lines, would be read wrong."""
-    large = drawing(2048, SCENES[scene])
-    Image.fromarray(PALETTE[large]).resize((512, 512), resample).save(tmp_path / "mask.png")
-    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    check_soft(ids, large[2::4, 2::4], snapped, .99)
-
-
-@pytest.mark.parametrize("a, b, between", [
-    (ROAD, SKY, "wall"), (SKY, PERSON, "wall"), (POLE, CAR, "wall"), (POLE, NONE, "building"),
-    (PERSON, NONE, "bicycle"), (CAR, NONE, "truck"), (TRUCK, MOTORCYCLE, "car"), (MOTORCYCLE, NONE, "car and truck"),
-    (ROAD, VEGETATION, "none")])
-def test_no_halo_of_a_third_class(tmp_path, a, b, between):
-    """Where a blend of two Cityscapes colours passes a third one, that class would rim every soft edge."""
-    hard = np.where(np.hypot(*np.indices((256, 256)) - 128) < 80, a, b).astype(np.uint8)
-    Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "mask.png")
-    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    check_soft(ids, hard, snapped, .99)
-
-
-@pytest.mark.parametrize("scene", ["street", "dark"])
-def test_jpeg_mask(tmp_path, scene):
-    """A mask that a chat program or a web page turned into a JPEG could not be used."""
-    hard = drawing(512, SCENES[scene])
-    Image.fromarray(PALETTE[hard]).save(tmp_path / "mask.jpg", quality=85)
-    ids, _, snapped = read_mask(tmp_path / "mask.jpg", BOOK)
-    assert (ids == hard).mean() >= .98 and snapped > 0
-
-
-# ------------------------------------------------------------------------------------------- unknown colours
-
-
-def flat(size, *columns):
-    """Ids (size, size): columns of these classes, equally wide."""
-    return np.tile(np.repeat(np.array(columns, np.uint8), -(-size // len(columns)))[:size], (size, 1))
-
-
-SPOTS = {  # the scene, and the rows and columns that are painted in a colour of no class
-    "inside a class": (flat(64, ROAD), np.s_[20:30, 20:30]),
-    "between two classes": (flat(64, ROAD, CAR), np.s_[27:37, 27:37]),
-    "between the nearest class and another": (flat(64, 1, SKY), np.s_[27:37, 27:37]),
-    "between a class and unlabelled": (flat(64, 12, NONE), np.s_[27:37, 27:37]),
-    "in a corner": (flat(64, ROAD, CAR), np.s_[:10, 54:]),
-    "wide stripes": (flat(16, ROAD, SKY, CAR, 1), np.s_[6:10, 6:10]),
-    "narrow stripes": (flat(16, *[12, 17] * 4), np.s_[5:9, 5:9]),
-    "stripes as wide as a pixel": (flat(16, *[1, NONE, CAR, 9] * 4), np.s_[5:9, 5:9]),
-    "a stripe": (flat(16, ROAD, SKY, CAR, 1), np.s_[:, 8:11]),
-    "a thin stroke": (flat(64, ROAD), np.s_[10:50, 30:32]),
-}
-
-
-@pytest.mark.parametrize("spot", SPOTS)
-def test_unknown_colour(tmp_path, spot):
-    """A colour of no class would silently become one, and the user would see a wrong picture and not know why."""
-    ids, place = SPOTS[spot]
-    rgb = PALETTE[ids]
-    rgb[place] = 255, 0, 255
-    Image.fromarray(rgb).save(tmp_path / "drawn.png")
-    with pytest.raises(ValueError) as error:
-        read_mask(tmp_path / "drawn.png", BOOK)
-    text = str(error.value)
-    assert "drawn.png" in text and "(255, 0, 255)" in text and "'sidewalk'" in text  # 43 away, the next one is 114 away
-    assert re.search(rf"\b{ids[place].size} pixels", text)
-
-
-@pytest.mark.parametrize("rgb, nearest", [((255, 255, 255), "terrain"), ((0, 255, 0), "vegetation"),
-                                          ((200, 0, 120), "person"), ((30, 30, 30), "unlabelled")])
-def test_nearest_class_is_named(tmp_path, rgb, nearest):
-    """The message would send the user to the wrong class."""
-    names = [*CITYSCAPES, "unlabelled"]
-    assert nearest == min(names, key=lambda n: sum((a - b) ** 2 for a, b in zip(CITYSCAPES.get(n, (0, 0, 0)), rgb)))
-    picture = PALETTE[street()]
-    picture[2:14, 40:60] = rgb
-    Image.fromarray(picture).save(tmp_path / "drawn.png")
-    with pytest.raises(ValueError, match=re.escape(f"{rgb} 240 pixels") + f".*{nearest}"):
-        read_mask(tmp_path / "drawn.png", BOOK)
-
-
-def test_photograph_is_no_mask(tmp_path):
-    """Image and mask, given in the wrong order, would be trained on."""
-    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match="photo.jpg"):
-        read_mask(tmp_path / "photo.jpg", BOOK)
-
-
-@pytest.mark.parametrize("write", [lambda ids, path: Image.fromarray(ids).save(path), save_palette],
-                         ids=["8-bit ids", "palette"])
-def test_unknown_ids(tmp_path, write):
-    """Ids of another colorbook would become the last class, or unlabelled, without a word."""
-    ids = street()
-    ids[:3, :4], ids[4, :5] = 19, 40
-    write(ids, tmp_path / "mask.png")
-    with pytest.raises(ValueError) as error:
-        read_mask(tmp_path / "mask.png", BOOK)
-    text = str(error.value)
-    assert "mask.png" in text and "19 (12 pixels)" in text and "40 (5 pixels)" in text and "'bicycle'" in text
-
-
-@pytest.mark.parametrize("mode, image", [
-    ("1", Image.new("1", (8, 8))), ("I;16", Image.fromarray(np.zeros((8, 8), np.uint16))),
-    ("CMYK", Image.new("CMYK", (8, 8))), ("LA", Image.new("LA", (8, 8)))], ids=["1", "I;16", "CMYK", "LA"])
-def test_wrong_mode(tmp_path, mode, image):
-    """A picture of another kind would be guessed at instead of refused with what to do."""
-    path = tmp_path / f"mask.{'tif' if mode == 'CMYK' else 'png'}"
-    image.save(path)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{mode}.*8-bit PNG"):
-        read_mask(path, BOOK)
-
-
-# -------------------------------------------------------------------------------------------------- one-hot
-
-
-@pytest.mark.parametrize("K", [1, 7, 19, 255])
-def test_one_hot(K):
-    """The network would be given other classes than the mask has."""
-    ids = torch.from_numpy(np.random.default_rng(K).choice([*range(K), NONE], (3, 8, 10)).astype(np.uint8))
-    ids[0, 0, :3] = torch.tensor([0, K - 1, NONE])
-    slow = F.one_hot(torch.where(ids == NONE, K, ids.long()), K + 1)[..., :K].permute(0, 3, 1, 2)
-    fast = one_hot(ids, K)
-    assert fast.dtype == torch.float32 and torch.equal(fast, slow.float())
-    assert fast[0, :, 0, 2].sum() == 0  # unlabelled: zero in every plane
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
@@ -396,33 +102,12 @@ def test_parse_size(text):
 # ---------------------------------------------------------------------------------------------------- pairs
 
 
-def write_pairs(root, masks, split="train", image=lambda ids: PALETTE[ids]):
-    """A prepared folder, written without the code under test: {stem: ids}; the image shows the class as its colour."""
-    for kind in ("images", "masks"):
-        (root / split / kind).mkdir(parents=True, exist_ok=True)
-    for stem, ids in masks.items():
-        Image.fromarray(image(ids)).save(root / split / "images" / f"{stem}.png")
-        save_palette(ids, root / split / "masks" / f"{stem}.png")
-    (root / "colorbook.json").write_text(json.dumps({name: list(rgb) for name, rgb in CITYSCAPES.items()}))
-    return root
-
-
 @pytest.fixture
 def five(tmp_path):
     """Five pairs of 16x24, all different, none of them its own mirror image."""
     rng = np.random.default_rng(1)
     masks = {f"pair{i}": rng.integers(0, 19, (16, 24)).astype(np.uint8) for i in range(5)}
     return write_pairs(tmp_path / "five", masks)
-
-
-def check_match(image, ids, margin=3, least=.3):
-    """Away from edges every pixel of image (3, H, W) has the colour of its class in ids (H, W)."""
-    planes = ids[None].float()
-    side = 2 * margin + 1
-    inner = (F.max_pool2d(planes, side, 1, margin) == -F.max_pool2d(-planes, side, 1, margin))[0].numpy()
-    off = np.abs(image.permute(1, 2, 0).numpy().astype(int) - PALETTE[ids.numpy()]).max(axis=-1)
-    assert inner.mean() >= least, "the case is too fine to tell"
-    assert off[inner].max() <= 3
 
 
 def test_planes(five):
@@ -973,30 +658,3 @@ def test_contact_sheet(h, w, enlarged, titles):
         assert len(y) == h * w * enlarged**2 and (np.ptp(y) + 1, np.ptp(x) + 1) == (h * enlarged, w * enlarged)
         corners.append((y.min(), x.min()))
     assert corners == sorted(corners) and len({y for y, _ in corners}) == 2 and len({x for _, x in corners}) == 3
-
-
-def command(monkeypatch, name, *words):
-    monkeypatch.setattr(sys, "argv", ["x.py", *map(str, words)])
-    masks.main()
-
-
-def test_legend_command(tmp_path, monkeypatch):
-    """The legend would not show every colour, and people paint with what it shows."""
-    book = Path(dataset.__file__).parent / "colorbook.json"
-    command(monkeypatch, "legend", "--colorbook", book, "--out", tmp_path / "legend.png")
-    with Image.open(tmp_path / "legend.png") as image:
-        colors = {rgb: n for n, rgb in image.convert("RGB").getcolors(2**24)}
-    assert all(colors.get(rgb, 0) >= 200 for rgb in CITYSCAPES.values())
-    tops = []
-    with Image.open(tmp_path / "legend.png") as image:
-        for rgb in CITYSCAPES.values():
-            tops.append(np.nonzero((np.array(image.convert("RGB"))[:, :60] == rgb).all(axis=-1))[0].min())
-    assert tops == sorted(tops)  # in the order of the ids
-
-
-@pytest.mark.parametrize("words", [["legend", "--colorbook", "nowhere.json"]])
-def test_command_errors(tmp_path, monkeypatch, words):
-    """A wrong path would end in a traceback, or in success."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="error:.*nowhere"):
-        command(monkeypatch, *words)
