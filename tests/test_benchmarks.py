@@ -38,7 +38,8 @@ def run(flat_root, tmp_path_factory):
     settings = {"device": "cpu", "out": out, "data.root": flat_root, "data.size": [16, 16], "model.hidden_dim": 8,
                 "model.emb_dim": 16, "diffusion.T": 24, "diffusion.beta_end": 0.5, "train.batch_size": 8,
                 "train.steps": 4, "train.val_every": 2, "train.save_every": 4, "train.preview_every": 2,
-                "train.previews": 2, "train.log_every": 2, "sample.steps": 7, "sample.guidance": 2.5, "sample.sampler": "plms"}
+                "train.previews": 2, "train.log_every": 2, "sample.steps": 7, "sample.guidance": 2.5,
+                "sample.sampler": "plms"}
     train(load_config("config.yaml", "toy", [f"{key}={value}" for key, value in settings.items()]))
     return out
 
