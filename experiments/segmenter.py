@@ -34,7 +34,7 @@ from tqdm import tqdm
 from checkpoint import pick_device, save_checkpoint
 from data.common import parse_size
 from dataset import Pairs, batches, fit, fit_pair, list_files, read_image
-from evaluate import build_segmenter, confusion_matrix, find_pictures, load_segmenter, mask_of, normalise, scores
+from evaluate import build_segmenter, confusion_matrix, find_images, load_segmenter, mask_of, normalise, scores
 from masks import UNLABELLED, open_image, read_mask
 
 AUGMENT = {"p": 0.5, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "vertical_flip": False, "rotate": 0.0,
@@ -46,7 +46,7 @@ def add_extra(pairs, folder, masks_folder):
 
     Pictures without a mask are listed and left out. ValueError where none has one, or a picture is a mask.
     """
-    pictures, masks = find_pictures(folder), list_files(masks_folder)
+    pictures, masks = find_images(folder), list_files(masks_folder)
     used = {path: masks[of] for stem, path in pictures.items() if (of := mask_of(stem, {}, masks)[0])}
     orphans = [stem for stem, path in pictures.items() if path not in used]
     if not used:
