@@ -5,16 +5,15 @@
     python evaluate.py --real test --fake out --segmenter facebook/mask2former-swin-large-cityscapes-semantic
     python evaluate.py --real test --fake out --train train                        and whether images were copied
 
---real is a split of a prepared data set (images/ and masks/) or a folder of images; --fake is what sample.py wrote, or
-any folder of <stem>.png or <stem>_<k>.png. Every number goes to the screen and to report.json, with its interval, what it
-means and what it cannot tell; at_a_glance.png and, with --train, nearest_training.png show images.
+--real is a split of a prepared data set or a folder of images; --fake is what sample.py wrote, or any folder of
+<stem>.png or <stem>_<k>.png. Every number goes to the screen and to report.json, with its interval, what it means and
+what it cannot tell. at_a_glance.png has pairs from the lowest SSIM to the highest, nearest_training.png likely copies.
 """
 
 import argparse
 import json
 import math
 import re
-import warnings
 from collections import Counter, namedtuple
 from importlib.metadata import version
 from pathlib import Path
@@ -37,10 +36,11 @@ from masks import SUFFIXES, UNLABELLED, Colorbook, open_image, read_mask
 MEANING = {  # of a number, or of a part of its name: what it says; what it cannot tell
     "generated / mask": "does the image show what its mask asked for? The segmenter's own mistakes count too",
     "real / mask": "the ceiling, what this segmenter reaches on real images; another one has another",
-    "generated / real": "what it sees in both, as in the thesis and the paper; a mistake made in both counts as agreement",
+    "generated / real": "what it sees in both, as in the thesis and the paper; a mistake in both counts as agreement",
     "share of the ceiling": "generated / mask over real / mask; cannot tell whether the images look real",
     "pixel accuracy": "share of pixels in the right class; large classes hide small ones",
-    "mean IoU": "intersection over union, mean of the classes; a rare class weighs as much as road",
+    "IoU": "pixels of a class in both over those in either; 0 = predicted and never there",
+    "mean IoU": "mean of that over the classes that occur in either; a rare class weighs as much as road",
     "SSIM": "likeness to the real image of the mask, 1 = equal; other light or colours lower it: no test of the mask",
     "FID, layer 64": "distance of early features, textures and colours (the thesis's scale); blind to what is shown",
     "FID, layer 2048": "distance of Inception's last features, 0 = same mean and covariance; nothing about one image",
@@ -50,14 +50,14 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "nearest training image": "far below the next line = copied; copied details do not show",
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
-INTERVAL = ("95 % of the values when masks are drawn anew, with all their images: how much the choice of images matters, not "
-            "the training, its seed or the segmenter. Copies in a draw raise FID: look how wide its interval is, not where")
-DISTANCE = "root mean square difference of 32x32 thumbnails, in grey levels 0..255; mirrored too for training images"
-SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # the window is 11x11
+INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
+            "not the training, its seed or the segmenter. Copies in a draw raise FID: see how wide it is, not where")
+DISTANCE = "root mean square difference of 32x32 thumbnails, in grey levels 0..255; training images mirrored or not"
+SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # window: 11x11
 SHEETS = {"at_a_glance.png", "nearest_training.png"}
 
 # real (n, H, W, 3) and generated (m, H, W, 3) uint8; real_index (m,), the real image of each generated one, or None
-# without pairs; truth (n, H, W) uint8, the masks of real, or None
+# without pairs; truth (n, H, W) uint8, the masks of the real images, or None
 Sets = namedtuple("Sets", "real generated real_index truth")
 
 # ------------------------------------------------------------------------------------------- from folders to sets
@@ -78,15 +78,12 @@ def find_images(folder):
 
 
 def mask_of(stem, settings, stems):
-    """The one of `stems` that a generated image was made from, or None, and its guidance, or None.
-
-    From the settings that sample.py stores in the file, else from its name: see the error in pair_up().
-    """
+    """By a generated image's settings or else its stem: the one of `stems` that it was made from, and its guidance."""
     named = re.fullmatch(r"(.+)_w(\d+(?:\.\d+)?(?:e[+-]?\d+)?)_seed\d+", stem)
     counted = re.fullmatch(r"(.+)_\d+", stem)
     names = (settings.get("mask"), stem, named and named[1], counted and counted[1])
     guidance = settings.get("guidance", float(named[2]) if named else None)
-    return next((name for name in names if name in stems), None), guidance
+    return next((name for name in names if name in stems), None), guidance  # each may be None
 
 
 def pair_up(real_files, args):
@@ -108,9 +105,9 @@ def pair_up(real_files, args):
         return [(None, path, settings) for _, path, settings in generated], {}
     orphans = [path.stem for stem, path, _ in generated if stem is None]
     if len(orphans) == len(generated):
-        raise ValueError(f"{args.fake}: no image has the name of one in {args.real}. Found {orphans[0]!r} and the like; "
+        raise ValueError(f"{args.fake}: no image has the name of one in {args.real}. Found {orphans[0]!r}, ...; "
                          "expected <stem>, <stem>_<k> or <stem>_w<guidance>_seed<seed> with a stem such as "
-                         f"{next(iter(real_files), 'none')!r}. FID and KID can compare sets without pairs: say --unpaired")
+                         f"{next(iter(real_files), 'none')!r}. FID and KID need no pairs: say --unpaired")
     paired = sorted((entry for entry in generated if entry[0] is not None), key=lambda entry: entry[:2])
     guidances = {settings["guidance"] for *_, settings in paired}
     chosen = [entry for entry in paired if args.guidance in (None, entry[2]["guidance"])]
@@ -126,13 +123,10 @@ def pair_up(real_files, args):
 
 
 def is_mask(image, mode):
-    """Whether an image (H, W, 3) of this Pillow mode has a palette, or few colours in even areas with hard edges.
-
-    A dark photo has soft edges. Grey ids are told from it by having no value from 64 to 254, not even a lamp.
-    """
+    """Whether an image (H, W, 3) of this Pillow mode has a palette, or few colours in even areas with hard edges."""
     step = np.abs(np.diff(image.astype(int), axis=1)).max(axis=2)  # from each pixel to the next
     even = len(np.unique(image.astype(int) @ [65536, 256, 1])) <= 32 and (step == 0).mean() > 0.75 and step.any()
-    ids = mode == "L" and ((image < 64) | (image == UNLABELLED)).all()
+    ids = mode == "L" and ((image < 64) | (image == UNLABELLED)).all()  # a dark photo has soft edges, or a lamp
     return mode == "P" or even and (ids or (step[step > 0] > 16).mean() > 0.9)
 
 
@@ -142,16 +136,17 @@ def read_images(paths, size, colorbook=None, masks=()):
     for i, path in enumerate(tqdm(paths, desc="reading", unit="image", leave=False)):
         image = read_image(path)
         if is_mask(image, open_image(path).mode):
-            raise ValueError(f"{path}: a mask (a palette, or few colours in even areas); expected an image. Masks belong in "
-                             "masks/ beside images/; a photo that was stored with a palette has to be saved as RGB")
+            raise ValueError(f"{path}: a mask (a palette, or few colours in even areas); expected an image. Masks go "
+                             "into masks/ beside images/; a photo with a palette has to be saved as RGB")
         if masks:
             ids, _, _ = read_mask(masks[i], colorbook)
             truth.append(fit_pair(image, ids, size, None, f"{path} and {masks[i]}")[1])
         if image.shape[:2] != size:
-            resized["{}x{}".format(*image.shape[:2]) + " (ENLARGED)" * any(np.less(image.shape[:2], size))] += 1
+            resized[image.shape[:2]] += 1
         images.append(fit(image, size))
-    for found, n in resized.items():
-        print(f"{paths[0].parent}: {n} of {found} cropped and resized to {size[0]}x{size[1]}, as the generated images are")
+    for (H, W), n in resized.items():
+        note = "; they are enlarged, and their blur counts" if H < size[0] or W < size[1] else ""
+        print(f"{paths[0].parent}: {n} of {H}x{W} cropped and resized to {size[0]}x{size[1]}, as generated{note}")
     return np.stack(images), np.stack(truth) if masks else None
 
 
@@ -174,19 +169,18 @@ def normalise(images):
 def load_segmenter(name, colorbook, device):
     """The judge: a function from images (B, 3, H, W) uint8 to ids (B, H, W) uint8, and {class id: its label id}.
 
-    name is a checkpoint of experiments/segmenter.py, or a Mask2Former of the transformers package: a folder or its name.
+    name is a checkpoint of experiments/segmenter.py, or a Mask2Former of transformers: its folder or name.
     The function's image_size is the (H, W) of the images that it was trained on, or None where it is not known.
     ValueError where it is neither, or knows less than half of the colorbook's classes.
     """
-    load = load_checkpoint if Path(name).is_file() else load_mask2former
-    labels, image_size, predict = load(name, device)
+    labels, image_size, predict = (load_torchvision if Path(name).is_file() else load_mask2former)(name, device)
     label_ids = {label.lower().replace("_", " "): i for i, label in enumerate(labels)}
     wanted = {k: label_ids.get(label.lower().replace("_", " ")) for k, label in enumerate(colorbook.names)}
     known = {k: i for k, i in wanted.items() if i is not None}
     missing = ", ".join(colorbook.names[k] for k in wanted if k not in known)
     if 2 * len(known) < len(colorbook):
-        raise ValueError(f"{name}: a segmenter of other classes, {', '.join(labels)}: it lacks {missing}. Train one on these "
-                         "(python -m experiments.segmenter), or name the images' own colorbook with --colorbook")
+        raise ValueError(f"{name}: a segmenter of other classes, {', '.join(labels)}: it lacks {missing}. Train one on "
+                         "these (python -m experiments.segmenter), or name the images' own colorbook with --colorbook")
     if missing:
         print(f"{name} has no {missing}: pixels of these classes are left out of every number")
     classes = torch.tensor(list(known), device=device)
@@ -199,7 +193,7 @@ def load_segmenter(name, colorbook, device):
     return segment, known
 
 
-def load_checkpoint(path, device):
+def load_torchvision(path, device):
     """Labels, image size, and predict(images, chosen labels) of a checkpoint of experiments/segmenter.py."""
     state = {}
     try:
@@ -226,7 +220,7 @@ def load_mask2former(name, device):
         processor = AutoImageProcessor.from_pretrained(name)
         net = Mask2FormerForUniversalSegmentation.from_pretrained(name).to(device).eval()
     except (ImportError, OSError, ValueError) as error:
-        raise ValueError(f"{name}: no such file, seen from {Path.cwd()} (`python -m experiments.segmenter` trains one), and "
+        raise ValueError(f"{name}: no file, seen from {Path.cwd()} (`python -m experiments.segmenter` trains one); "
                          f"not loaded as a Mask2Former (pip install transformers): {error}") from error
 
     def predict(images, chosen):
@@ -251,8 +245,8 @@ def confusion_matrix(true_ids, predicted_ids, num_classes):
 def scores(confusion):
     """Pixel accuracy, mean IoU, and IoU (..., K) float64 per class, of confusion matrices (..., K, K).
 
-    IoU = tp / (tp + fp + fn), as Cityscapes' own script and torchmetrics have it: 0 for a class that is predicted and not
-    there, NaN and out of the mean only where neither has it. Pixels that are unlabelled in the truth count for nothing.
+    IoU = tp / (tp + fp + fn), as Cityscapes' own script and torchmetrics have it: 0 for a class that is predicted and
+    not there, NaN and out of the mean only where neither has it. Pixels unlabelled in the truth count for nothing.
     """
     confusion = confusion.double()
     hit, true, predicted = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)
@@ -261,7 +255,7 @@ def scores(confusion):
 
 
 def mean_of(values, counts):
-    """Means (R,) of values (n,) that count so often as each row of counts (R, n) says."""
+    """Means (R,) of values (n,), each as often as counts (R, n) say."""
     return counts @ values / counts.sum(1)
 
 
@@ -272,10 +266,10 @@ def mean_of_pairs(matrix, counts):
 
 
 def frechet_distance(x, y, x_counts, y_counts):
-    """FID (Heusel et al. 2017) of features x (n, D) and y (m, D) float64 that count so often as counts (n,) and (m,) say.
+    """FID (Heusel et al. 2017) of features x (n, D) and y (m, D) float64, each as often as counts (n,) and (m,) say.
 
-    With covariances A'A and B'B, the trace of (A'A B'B)^1/2 is the sum of the singular values of AB', which has the size of
-    the number of images: quick for hundreds of them.
+    With covariances A'A and B'B, the trace of (A'A B'B)^1/2 is the sum of the singular values of AB', no larger than
+    the number of images.
     """
     means, roots = [], []
     for features, counts in ((x, x_counts), (y, y_counts)):
@@ -297,18 +291,17 @@ def kernel_distance(x, y, x_counts, y_counts):
 def bootstrap(statistic, sets, times):
     """A statistic of the sets, (S,), and its 95 % percentile interval over images drawn with replacement, (S, 2).
 
-    statistic takes how often each image counts, real (R, n) and generated (R, m) float64, and gives (R,) or (R, S) values.
+    statistic takes how often each image counts, real (R, n) and generated (R, m) float64, and gives (R,) or (R, S).
     Real images are drawn, each with all that was generated from its mask; without pairs, both sets are drawn.
     """
     rng, counts = np.random.default_rng(0), []
     for n in (len(sets.real), len(sets.generated)):
         counts.append(torch.from_numpy(np.concatenate([np.ones((1, n)), rng.multinomial(n, [1 / n] * n, times)])))
     real, generated = counts
-    values = np.asarray(statistic(real, generated if sets.real_index is None else real[:, sets.real_index]))
-    values = values.reshape(1 + times, -1)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # a class that is nowhere has NaN, and so does its interval
-        return values[0], np.nanpercentile(values[1:], [2.5, 97.5], axis=0).T
+    if sets.real_index is not None:
+        generated = real[:, sets.real_index]
+    values = torch.as_tensor(statistic(real, generated)).reshape(1 + times, -1)  # the first row: every image once
+    return values[0], torch.nanquantile(values[1:], values.new_tensor([0.025, 0.975]), dim=0).T
 
 
 # --------------------------------------- measurements: [(names, statistic of them for bootstrap(), how they are taken)]
@@ -342,23 +335,21 @@ def measure_masks(sets, segment, known, colorbook):
     if sets.truth is not None:
         def share(*counts):
             return tables["generated / mask"](*counts)[:, :2] / tables["real / mask"](*counts)[:, :2]
-        measured.append((["share of the ceiling: pixel accuracy", "share of the ceiling: mean IoU"], share, ""))
+        names = ["share of the ceiling: pixel accuracy", "share of the ceiling: mean IoU"]
+        measured.append((names, share, "generated / mask over real / mask"))
     return measured, (seen_real, seen)
 
 
 def measure_ssim(sets):
     """Likeness of every pair; with SSIM (m,)."""
     pairs = zip(sets.real[sets.real_index], tqdm(sets.generated, desc="SSIM", unit="pair", leave=False))
-    ssim = torch.tensor([structural_similarity(real, generated, channel_axis=-1, **SSIM) for real, generated in pairs])
+    ssim = torch.tensor([structural_similarity(*pair, channel_axis=-1, **SSIM) for pair in pairs])
     how = f"scikit-image {version('scikit-image')}: RGB, Gaussian window 11x11 of sigma 1.5, population covariance"
     return [(["SSIM"], lambda _, counts: mean_of(ssim, counts), how)], ssim
 
 
 def load_inception(weights, device):
-    """torch-fidelity's Inception with the layers of 64 and 2048 features, from a file or as torch has it or downloads it.
-
-    None, with the reason printed, where there is no network. ValueError where it is another file.
-    """
+    """torch-fidelity's Inception, layers 64 and 2048, from a file or a download; None where there is no network."""
     try:
         if weights:  # torch-fidelity would run whatever is pickled in it; this refuses anything but tensors
             torch.load(weights, map_location="cpu", weights_only=True)
@@ -367,10 +358,10 @@ def load_inception(weights, device):
         return net.to(device)
     except Exception as error:  # torch raises many kinds for a file that holds no weights
         if weights or not isinstance(error, OSError):
-            raise ValueError(f"{weights or 'the stored download'}: not the weights of torch-fidelity's Inception, which are "
+            raise ValueError(f"{weights or 'the stored download'}: not the weights of torch-fidelity's Inception, "
                              f"{URL_INCEPTION_V3}: {type(error).__name__}: {error}") from error
-        print(f"FID and KID are left out, for want of Inception's weights ({error}). Where there is a network, download\n"
-              f"  {URL_INCEPTION_V3}\nand give the file with --inception-weights FILE")
+        print(f"FID and KID are left out, for want of Inception's weights ({error}). Where there is a network, get "
+              f"{URL_INCEPTION_V3} and give the file with --inception-weights FILE")
 
 
 def measure_features(sets, inception, device, weights):
@@ -427,24 +418,24 @@ def measure_copies(sets, train):
 
 
 def at_a_glance(sets, colorbook, ssim, seen):
-    """Eight pairs from the lowest SSIM to the highest, with what the segmenter saw; without pairs, eight of either set."""
+    """Eight pairs from the lowest SSIM (m,) to the highest, and what was seen in them; without pairs, eight of each."""
     if ssim is None:
         return contact_sheet([sets.real[:8], sets.generated[:8]])
-    rows = []
-    for j in ssim.argsort()[torch.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().long()]:
-        i = sets.real_index[j]
-        columns = {"mask": sets.truth[i]} if sets.truth is not None else {}
-        columns |= {"real": sets.real[i], "generated": sets.generated[j]}
-        columns |= {"seen in real": seen[0][i].numpy(), "seen in generated": seen[1][j].numpy()} if seen else {}
-        rows.append([colorbook.paint(x) if x.ndim == 2 else x for x in columns.values()])
-    return contact_sheet(rows, list(columns))
+    chosen = ssim.numpy().argsort()[np.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().astype(int)]
+    index = sets.real_index[chosen]
+    columns = {"mask": sets.truth[index]} if sets.truth is not None else {}
+    columns |= {"real": sets.real[index], "generated": sets.generated[chosen]}
+    if seen:
+        columns |= {"seen in real": seen[0][index].numpy(), "seen in generated": seen[1][chosen].numpy()}
+    images = [[colorbook.paint(x) if x.ndim == 2 else x for x in column] for column in columns.values()]
+    return contact_sheet(list(zip(*images)), list(columns))
 
 
 def evaluate(args):
     """One evaluation, from two folders to a report. ValueError or OSError for what the user can fix."""
     out, device = Path(args.out), pick_device(args.device)
-    names = {path.name for path in out.glob("*") if path.suffix.lower() in SUFFIXES or path.name in ("images", "masks")}
-    if names - SHEETS or out.is_file():
+    images = [path for path in out.glob("*") if path.suffix.lower() in SUFFIXES and path.name not in SHEETS]
+    if out.is_file() or images or (out / "images").is_dir():
         found = "a file" if out.is_file() else "a folder of images"
         raise ValueError(f"--out {out}: {found}; expected a folder of its own for the report")
 
@@ -468,19 +459,20 @@ def evaluate(args):
     # everything at the size of the generated images
     size = Counter(settings["size"] for *_, settings in pairs).most_common(1)[0][0]
     if stems and min(size) < 11:
-        raise ValueError(f"{args.fake}: images of {size[0]}x{size[1]}; SSIM needs 11x11, the size of its window, or more")
+        raise ValueError(f"{args.fake}: images of {size[0]}x{size[1]}; SSIM needs 11x11, its window, or more")
     generated, _ = read_images([path for _, path, _ in pairs], size)
     real, truth = read_images([real_files[stem] for stem in stems or real_files], size, colorbook,
                               [masks[stem] for stem in stems if masks])
     train = read_images(list(train_files.values()), size)[0] if train_files else None
-    sets = Sets(real, generated, np.array([stems.index(stem) for stem, *_ in pairs]) if stems else None, truth)
+    sets = Sets(real, generated, np.searchsorted(stems, [stem for stem, *_ in pairs]) if stems else None, truth)
+    print(f"{len(real)} real, {len(generated)} generated images of {size[0]}x{size[1]}")
     out.mkdir(parents=True, exist_ok=True)
 
     measured, seen, ssim, sheets = [], None, None, {}
     if segment:
         measured, seen = measure_masks(sets, segment, known, colorbook)
     elif stems:
-        print("no --segmenter: whether the masks were obeyed is not measured (python -m experiments.segmenter trains one)")
+        print("no --segmenter, so whether masks are obeyed is not measured: python -m experiments.segmenter trains one")
     if stems:
         likeness, ssim = measure_ssim(sets)
         measured += likeness + measure_diversity(sets)
@@ -505,12 +497,12 @@ def evaluate(args):
     cautions = [f"{args.fake} mixes images of different {key}: {', '.join(map(str, values))}"
                 for key, values in made_with.items() if len(values) > 1]
     if segment and segment.image_size not in (None, size):
-        cautions.append("{} was trained on images of {}x{} and sees less in these, of {}x{}: its scores do not compare with "
-                        "those at its own size".format(args.segmenter, *segment.image_size, *size))
+        cautions.append("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at "
+                        "equal sizes only".format(args.segmenter, *segment.image_size, *size))
     if inception and min(len(real), len(generated)) < 2048:
-        cautions.append("FID of fewer than 2048 images is too high, by an amount that depends on N: compare it at equal N")
-    write(out, {"numbers": numbers, "interval": INTERVAL, "warnings": cautions, "generated with": made_with, "size": size,
-                "left out": left_out, "settings": vars(args), "device": str(device)}, sheets)
+        cautions.append("FID of fewer than 2048 images is too high by an amount that depends on N: compare at equal N")
+    report = {"numbers": numbers, "interval": INTERVAL, "warnings": cautions, "generated with": made_with}
+    write(out, report | {"size": size, "left out": left_out, "settings": vars(args), "device": str(device)}, sheets)
 
 
 def write(out, report, sheets):
@@ -525,7 +517,7 @@ def write(out, report, sheets):
     for name, x in report["numbers"].items():
         value, *interval = ("-" if v is None else f"{v:.4f}" for v in (x["value"], *(x["interval"] or ())))
         print(f"{name:44} {value:>9}" + (f"  [{', '.join(interval)}]" if interval else ""))
-    print(f"\n[ ] {INTERVAL}. N: {x['n']}\n")
+    print(f"\n[ ] {INTERVAL}\n")
     for part in dict.fromkeys(part for name in report["numbers"] for part in name.split(": ") if part in MEANING):
         print(f"{part}: {MEANING[part]}")
     for caution in report["warnings"]:
@@ -537,11 +529,11 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--real", required=True, help="a split of a prepared data set, or a folder of images")
     parser.add_argument("--fake", required=True, help="the folder of the generated images")
-    parser.add_argument("--segmenter", help="a checkpoint of experiments/segmenter.py, or a Mask2Former (needs transformers)")
+    parser.add_argument("--segmenter", help="a checkpoint of experiments.segmenter, or a Mask2Former of transformers")
     parser.add_argument("--train", help="the split that the model was trained on: looks for copies of its images")
     parser.add_argument("--guidance", type=float, metavar="W", help="only generated images of this guidance")
     parser.add_argument("--unpaired", action="store_true", help="do not look for pairs; FID and KID only")
-    parser.add_argument("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception, where there is no network")
+    parser.add_argument("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception, without a network")
     parser.add_argument("--colorbook", help="default: the one beside the split, else the project's")
     parser.add_argument("--out", default="runs/evaluation", help="folder for report and sheets; default: %(default)s")
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
