@@ -1,39 +1,53 @@
-"""Build, save, load."""
+"""From a config to a network, and from a run to a file and back.
 
+    model, diffusion, autocast = build(cfg, num_classes, device)
+    save_checkpoint(path, {"model": ..., "ema": ..., "config": cfg, "colorbook": classes, ...})
+    state = load_checkpoint(path)
+
+A checkpoint is one file of tensors and plain values: model, ema, optimizer, scaler, rng, step, images, seconds, config,
+colorbook. It is read with weights_only=True, so nothing in it is executed.
+"""
+
+import itertools
 import os
 import pickle
 import sys
 import zipfile
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
-from config import SETTINGS, checked, flatten
+from config import complete, flatten
 from ddpm import Diffusion
 from masks import Colorbook
 from unet import UNet
 
-FORMAT = 1  # of checkpoints: one more when an older program could not read a new one
+FORMAT = 1  # one more when an older program could not read a new checkpoint
+
+# ------------------------------------------------------------------------------------------------------ build
 
 
 def pick_device(name):
+    """The torch.device of "cuda", "mps" or "cpu", or of "auto": the first of them there is. torchrun: a GPU each."""
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
-        raise ValueError("device is cuda, but torch sees no CUDA device: set device=cpu, or check driver and torch build")
+        raise ValueError("device is cuda, but torch sees no CUDA device: set device=cpu, or check driver and torch")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
 def join_processes(device):
-    """(rank, number of processes), joined into a group where torchrun started them; only the first of them prints."""
+    """(rank, number of processes); where torchrun started several they form a group, and only the first one prints."""
     ranks = int(os.environ.get("WORLD_SIZE", 1))
     if ranks == 1:
         return 0, 1
     if device.type == "cuda":
         torch.cuda.set_device(device)
-    dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
+    # a process may wait for hours while another reads the data; torchrun ends all of them when one dies
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=timedelta(days=7))
     if dist.get_rank():
         sys.stdout = open(os.devnull, "w")
     return dist.get_rank(), ranks
@@ -45,56 +59,63 @@ def build(cfg, num_classes, device):
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
     model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     half = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    if precision == "fp16" and device.type == "cpu":
+        print("fp16 is slow on a CPU and no gain there: take fp32, or bf16 where the processor has it")
     return model, Diffusion(**cfg["diffusion"]).to(device), lambda: torch.autocast(device.type, half, half is not None)
 
 
+# ------------------------------------------------------------------------------------------------------- save
+
+
 @contextmanager
-def replacing(path):
-    """A binary file that takes the name `path` when it is complete and on the disk; whatever goes wrong leaves `path` as it was."""
+def replacing(path, keep=False):
+    """A binary file that takes the name `path` once it is complete and on the disk; an error leaves `path` as it was.
+
+    keep=True renames what stood there to *.previous.
+    """
+    path = Path(path)
     side = path.with_name(path.name + ".partial")
     try:
         with open(side, "wb") as file:
             yield file
             file.flush()
             os.fsync(file.fileno())
+        if keep and path.exists():
+            os.replace(path, path.with_name(path.name + ".previous"))
         os.replace(side, path)
     except BaseException:
         side.unlink(missing_ok=True)
         raise
-    if os.name == "posix":  # the folder too, or a power cut may undo the renaming
+    if os.name == "posix":  # the folder too, or a power cut could undo the renaming
         folder = os.open(path.parent, os.O_RDONLY)
         os.fsync(folder)
         os.close(folder)
 
 
 def save_checkpoint(path, state):
-    """Write to a side file, sync, rename; the checkpoint before it stays as *.previous.
-
-    Whatever happens, a whole checkpoint stands under one of the two names. OSError where it cannot be written.
-    """
-    side = path.with_name(path.name + ".partial")
+    """Write a checkpoint; at every moment a complete one is `path` or *.previous. OSError: it cannot be written."""
     try:
-        with open(side, "wb") as file:
-            torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
+        with replacing(path, keep=True) as file:
+            torch.save(state | {"format": FORMAT}, file)
     except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a full disk
-        side.unlink(missing_ok=True)
-        raise OSError(f"{path} could not be saved: {error}. The one saved before is untouched") from error
-    if path.exists():
-        os.replace(path, path.with_name(path.name + ".previous"))
-    os.replace(side, path)
+        raise OSError(f"{path} could not be saved: {error}; is the disk full? The one before is untouched") from error
+
+
+# ------------------------------------------------------------------------------------------------------- load
 
 
 def read_checkpoint(path):
-    """The dict that save() in train() wrote, on the CPU; nothing in the file is executed.
+    """The dict that train.py saved, on the CPU, its config completed; nothing in the file is executed.
 
-    FileNotFoundError, or a ValueError that names the file for one that is damaged, of another program or a newer version, or
-    whose weights do not fit its own config and colorbook.
+    FileNotFoundError, or a ValueError that names the file for one that is damaged, of another program or of a newer
+    version, or whose weights do not fit its own config and colorbook.
     """
+    if path.is_dir():
+        raise ValueError(f"{path}: a folder; expected a checkpoint such as {path / 'checkpoint.pt'}")
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such checkpoint; `python train.py` without --resume makes one, `sample.py --checkpoint FILE` names another")
-    expected = "expected a whole checkpoint.pt that train.py has written"
+        raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train.py makes one, sample.py --checkpoint "
+                                "names another. Relative paths start in the current folder")
+    expected = "expected a complete checkpoint.pt that train.py has written"
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
             damaged = archive.testzip()
@@ -102,52 +123,83 @@ def read_checkpoint(path):
             raise ValueError(f"{damaged} in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: not loaded: it holds more than tensors, numbers and texts, and that could run a program; "
-                         + expected) from error
+        raise ValueError(f"{path}: not loaded: it holds more than tensors, numbers and texts, which could run a "
+                         f"program; {expected}") from error
     except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
-        reason = "it is cut off or of another kind" if isinstance(error, zipfile.BadZipFile) else str(error).partition("\n")[0]
+        cut = isinstance(error, zipfile.BadZipFile)
+        reason = "it is cut off or of another kind" if cut else str(error).partition("\n")[0]
         raise ValueError(f"{path}: not readable as a checkpoint: {reason}; {expected}") from error
-    state = state if isinstance(state, dict) else {}
-    if isinstance(state.get("format"), int) and state["format"] > FORMAT:
-        raise ValueError(f"{path}: written by a newer version of this program (format {state['format']}, this one knows "
-                         f"{FORMAT}): update the program")
-    parts = dict.fromkeys(("model", "ema", "optimizer", "scaler", "rng", "config", "colorbook"), dict)
-    parts |= {"step": int, "seconds": (int, float)}
-    wrong = [key for key, kind in parts.items() if not isinstance(state.get(key), kind)]
-    if wrong:
-        raise ValueError(f"{path}: not a checkpoint of this project: {', '.join(wrong)} missing or of another kind; {expected}")
-
-    config = flatten(state["config"])
-    for key in config.keys() & flatten(SETTINGS).keys():
-        checked(key, config[key], f"{path}, its config")
-    needed = {key for key in flatten(SETTINGS) if key.startswith(("model.", "diffusion.", "data.size", "train.precision"))}
-    if needed - config.keys():
-        raise ValueError(f"{path}: its config lacks {', '.join(sorted(needed - config.keys()))}; {expected}")
     try:
-        colorbook = Colorbook(state["colorbook"])
-        model, _, _ = build(state["config"], len(colorbook), torch.device("meta"))
-    except (ValueError, TypeError) as error:
-        raise ValueError(f"{path}: its config or colorbook is of no use: {error}") from error
-    shapes = {key: tuple(weight.shape) for key, weight in model.state_dict().items()}
-    for part in ("model", "ema"):
-        found = {key: tuple(getattr(weight, "shape", ())) for key, weight in state[part].items()}
-        odd = [key for key in shapes | found if shapes.get(key) != found.get(key)]
-        if odd:
-            raise ValueError(f"{path}: its weights ({part}) are not of the network that its config and {len(colorbook)} "
-                             f"classes describe: {odd[0]} is {found.get(odd[0], 'missing')}, expected {shapes.get(odd[0], 'none')}"
-                             + (f", and {len(odd) - 1} more" if len(odd) > 1 else ""))
+        if state.get("format", FORMAT) > FORMAT:
+            raise ValueError(f"it was written by a newer version of this program (format {state['format']}, this one "
+                             f"knows {FORMAT}): update the program")
+        state["config"] = complete(state["config"], "its config")
+        model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
+        for weights in "ema", "model":
+            model.load_state_dict(state[weights], assign=True)
+        if not isinstance(state["step"], int):
+            raise ValueError(f"step is {state['step']!r}")
+    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split("\n")[:3])
+        raise ValueError(f"{path}: not a checkpoint of this project, or one whose parts do not fit: {reason}; "
+                         + expected) from error
     return state
 
 
 def load_checkpoint(path):
-    """read_checkpoint() of `path`, or, where that is damaged or gone, of the one saved before it, which is said."""
+    """read_checkpoint() of `path`, or, where that is damaged or gone, of the one saved before it, which is printed.
+
+    state["path"] is the file that was read.
+    """
     path = Path(path)
     previous = path.with_name(path.name + ".previous")
     try:
-        return read_checkpoint(path)
+        return read_checkpoint(path) | {"path": path}
     except (ValueError, OSError) as error:
         if not previous.is_file():
             raise
         state = read_checkpoint(previous)
         print(f"{error}\n{previous}: used instead, step {state['step']}")
-        return state
+        return state | {"path": previous}
+
+
+def random_state(device, state=None):
+    """The random states of the CPU and the device, after setting them to `state` where it has them."""
+    sources = {"cpu": torch} | ({device.type: getattr(torch, device.type)} if device.type != "cpu" else {})
+    for name, source in sources.items():
+        if state and name in state:
+            source.set_rng_state(state[name])
+    return {name: source.get_rng_state() for name, source in sources.items()}
+
+
+def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
+    """Load the checkpoint of a run into the parts of a training: (step, images seen, seconds), or zeros without one.
+
+    ValueError where it was trained on other classes or is another network. A damaged checkpoint whose predecessor is
+    used instead is set aside, so that the next save does not rename it over the good one.
+    """
+    path = Path(cfg["out"], "checkpoint.pt")
+    if not path.exists() and not path.with_name(path.name + ".previous").exists():
+        print(f"{path.parent} has no checkpoint yet: starting at step 0")
+        return 0, 0, 0.0
+    state = load_checkpoint(path)
+    old, new = flatten(state["config"]), flatten(cfg)
+    changed = {key: f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]}
+    fixed = {key: changed[key] for key in changed if key.startswith(("model.", "diffusion."))}
+    classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())  # their order is the ids
+    differ = next((f"class {before} was there, is {after}" for before, after in classes if before != after), None)
+    if fixed or differ:
+        raise ValueError(f"{path}: a checkpoint cannot go on with another network or colorbook: "
+                         + "; ".join([*fixed.values(), *filter(None, [differ])]))
+    for key in changed:
+        print(f"resuming: {changed[key]}")
+    if state["path"] != path and path.exists():
+        os.replace(path, path.with_name(path.name + ".damaged"))
+    model.load_state_dict(state["model"])
+    ema.load_state_dict(state["ema"])
+    optimizer.load_state_dict(state["optimizer"])
+    if state["scaler"]:  # one that was off has no state
+        scaler.load_state_dict(state["scaler"])
+    random_state(device, state["rng"])
+    images = state.get("images", state["step"] * state["config"]["train"]["batch_size"])
+    return state["step"], images, state["seconds"]

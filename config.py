@@ -1,28 +1,64 @@
-"""One YAML: presets, overrides, the nearest key."""
+"""One YAML file: every setting with its reason, a preset laid over it, and changes from the command line.
+
+    cfg = load_config("config.yaml", preset="idd_lite", overrides=["train.steps=2000"])
+    cfg["train"]["steps"]                                   # 2000
+
+All is laid over the project's config.yaml, so a file of your own needs only the settings that it changes.
+"""
 
 import difflib
+import math
 import sys
 from pathlib import Path
 
 import yaml
 
-SIZE, SHARE = "two multiples of 8, at most 8192: [height, width]", (0.0, 1.0)
-INTERVAL = "two rising numbers, 0 or more: [lowest, highest], or [] for no limits"
-SETTINGS = {  # every key of config.yaml: its type, a range of whole numbers, the ends of other numbers, or the texts it may be
-    "preset": str, "device": ("auto", "cuda", "mps", "cpu"), "seed": range(2**63), "out": str,
-    "data": {"root": str, "val": str, "size": SIZE, "flip": SHARE, "memory_gb": float, "augment": {
-        "p": SHARE, "brightness": SHARE, "contrast": SHARE, "saturation": SHARE, "hue": (0.0, 0.5), "vertical_flip": bool,
-        "rotate": (0.0, 180.0), "crop": (0.1, 1.0)}},
-    "model": {"conditional": bool, "hidden_dim": range(2, 4097, 2), "emb_dim": range(2, 4097, 2), "attention": bool},
-    "diffusion": {"T": range(2, 100_001), "schedule": ("thesis", "linear", "nichol"), "beta_start": (1e-8, 0.999),
-                  "beta_end": (1e-8, 0.999), "prediction": ("eps", "v")},
-    "train": {"steps": int, "batch_size": range(1, 65_537), "accumulate": range(1, 65_537), "lr": (1e-9, 10.0), "warmup": int,
-              "hold": int, "beta2": (0.0, 0.99999), "grad_clip": (1e-9, 1e12), "label_drop": SHARE, "ema": SHARE,
-              "precision": ("fp32", "fp16", "bf16"), "compile": bool, "activation_checkpointing": bool, "fsdp": bool, "log_every": int,
-              "val_every": int, "val_pairs": int, "preview_every": int, "previews": range(1, 1025), "save_every": int},
-    "sample": {"mask": str, "n": int, "sampler": ("dpm_solver", "plms", "ddim", "ddpm"), "steps": int, "eta": SHARE,
-               "guidance": (0.0, 1000.0), "guidance_interval": INTERVAL, "one_batch": bool, "seed": range(2**63),
-               "batch_size": range(1, 65_537), "precision": ("auto", "fp32", "fp16", "bf16"), "compile": bool, "out": str},
+PROJECT = Path(__file__).with_name("config.yaml")
+
+
+def whole(low=1, high=10**9):
+    return int, f"a whole number from {low} to {high}", lambda v: low <= v <= high
+
+
+def real(low, high):
+    return float, f"a number from {low:g} to {high:g}", lambda v: low <= v <= high
+
+
+def one_of(*names):
+    return str, f"one of {', '.join(names)}", lambda v: v in names
+
+
+FLAG = bool, "true or false", lambda v: True
+TEXT = str, "a text, in quotes if it looks like something else", lambda v: v.isprintable()
+NAME = str, "a text, not empty, in quotes if it looks like something else", lambda v: v.isprintable() and v.strip()
+SHARE, SEED, PRECISIONS = real(0, 1), whole(0, 2**63 - 1), ("fp32", "fp16", "bf16")
+SIZE = list, "two multiples of 8, at most 8192: [height, width]", lambda v: (
+    len(v) == 2 and all(type(side) is int and side in range(8, 8193, 8) for side in v))
+INTERVAL = list, "two rising numbers, 0 or more: [lowest, highest], or [] for no limits", lambda v: (
+    v == [] or len(v) == 2 and all(type(end) in (int, float) for end in v) and 0 <= v[0] < v[1] < math.inf)
+
+SETTINGS = {  # every key of config.yaml: its type, what is expected in words, and the test of a value of that type
+    "preset": TEXT, "device": one_of("auto", "cuda", "mps", "cpu"), "seed": SEED, "out": TEXT,
+    "data.root": TEXT, "data.val": NAME, "data.size": SIZE, "data.flip": SHARE, "data.memory_gb": real(0, 1e9),
+    "data.augment.p": SHARE, "data.augment.brightness": SHARE, "data.augment.contrast": SHARE,
+    "data.augment.saturation": SHARE, "data.augment.hue": real(0, 0.5), "data.augment.vertical_flip": FLAG,
+    "data.augment.rotate": real(0, 180), "data.augment.crop": real(0.1, 1),
+    "model.conditional": FLAG, "model.attention": FLAG,
+    "model.hidden_dim": whole(2, 4096), "model.emb_dim": whole(2, 4096),
+    "diffusion.T": whole(2, 100_000), "diffusion.schedule": one_of("thesis", "linear", "nichol"),
+    "diffusion.beta_start": real(1e-8, 0.999), "diffusion.beta_end": real(1e-8, 0.999),
+    "diffusion.prediction": one_of("eps", "v"),
+    "train.steps": whole(), "train.batch_size": whole(1, 65_536), "train.accumulate": whole(1, 65_536),
+    "train.lr": real(1e-9, 10), "train.warmup": whole(), "train.hold": whole(), "train.beta2": real(0, 0.99999),
+    "train.grad_clip": real(1e-9, 1e12), "train.label_drop": SHARE, "train.ema": SHARE,
+    "train.precision": one_of(*PRECISIONS), "train.compile": FLAG, "train.activation_checkpointing": FLAG,
+    "train.log_every": whole(), "train.val_every": whole(), "train.val_pairs": whole(), "train.preview_every": whole(),
+    "train.previews": whole(1, 1024), "train.save_every": whole(),
+    "sample.mask": TEXT, "sample.n": whole(), "sample.sampler": one_of("dpm_solver", "plms", "ddim", "ddpm"),
+    "sample.steps": whole(), "sample.eta": SHARE, "sample.guidance": real(0, 1000),
+    "sample.guidance_interval": INTERVAL, "sample.one_batch": FLAG, "sample.seed": SEED,
+    "sample.batch_size": whole(1, 65_536), "sample.precision": one_of("auto", *PRECISIONS), "sample.compile": FLAG,
+    "sample.out": NAME,
 }
 
 
@@ -30,121 +66,130 @@ def flatten(tree, prefix=""):
     """{"a": {"b": 1}} to {"a.b": 1}."""
     flat = {}
     for key, value in tree.items():
-        flat |= flatten(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value}
+        is_part = isinstance(value, dict) and value
+        flat |= flatten(value, f"{prefix}{key}.") if is_part else {f"{prefix}{key}": value}
     return flat
 
 
-def checked(key, value, where):
-    """The value as the type that SETTINGS asks for, or a ValueError that names the file, the key and the remedy."""
-    known = flatten(SETTINGS)
-    if key not in known:
-        near = difflib.get_close_matches(key, known, 1, 0) or difflib.get_close_matches(
-            key.split(".")[-1], [k.split(".")[-1] for k in known], 1, 0)
-        raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
-    want = known[key]
-    if want is int:
-        want = range(1, 10**9 + 1)
-    elif want is float:
-        want = (0.0, 1e9)
-    if want is SIZE:
-        expected = SIZE
-        fine = isinstance(value, list) and len(value) == 2 and all(type(v) is int and v in range(8, 8193, 8) for v in value)
-    elif want is INTERVAL:
-        expected = INTERVAL
-        fine = value == [] or (isinstance(value, list) and len(value) == 2 and all(type(v) in (int, float) for v in value)
-                               and 0 <= value[0] < value[1])
-    elif want is bool:
-        expected, fine = "true or false", type(value) is bool
-    elif want is str:
-        may_be_empty = key in ("preset", "sample.mask")
-        expected = "a text" + ("" if may_be_empty else " that is not empty") + ", in quotes if it looks like something else"
-        fine = isinstance(value, str) and value.isprintable() and bool(may_be_empty or value.strip())
-    elif isinstance(want, range):
-        low = {0: "from 0 on", 1: "above 0"}.get(want[0], f"from {want[0]} on")
-        expected = f"{'an even' if want.step == 2 else 'a'} whole number {low}, at most {want[-1]}"
-        fine = type(value) is int and value in want
-    elif isinstance(want[0], str):
-        expected, fine = f"one of {', '.join(want)}", value in want
-    else:
-        expected, number = f"a number from {want[0]:g} to {want[1]:g}", value
-        if isinstance(value, (int, str)) and not isinstance(value, bool):  # YAML takes 1 for an int and 1e-4 for a string
-            try:
-                number = float(value)
-            except (ValueError, OverflowError):
-                pass
-        fine = isinstance(number, float) and want[0] <= number <= want[1]
-        value = number if fine else value
-    if not fine:
-        raise ValueError(f"{where}: {key} is {value!r:.200}; expected {expected}")
-    return value
+def nest(flat):
+    """{"a.b": 1} to {"a": {"b": 1}}."""
+    tree = {}
+    for key, value in flat.items():
+        *parents, last = key.split(".")
+        part = tree
+        for parent in parents:
+            part = part.setdefault(parent, {})
+        part[last] = value
+    return tree
 
 
 class UniqueKeys(yaml.SafeLoader):
-    """YAML without what would surprise: PyYAML keeps the last of two equal keys, and an alias can be of endless size."""
+    """YAML in which a repeated key is an error; PyYAML itself keeps the last one."""
 
     def construct_mapping(self, node, deep=False):
-        lines = {}
+        seen = set()
         for key, _ in node.value:
-            name, line = str(key.value), key.start_mark.line + 1
-            if name in lines:
-                raise ValueError(f"the key {name!r} stands in line {lines[name]} and again in line {line}: delete one of them")
-            if "." in name:
-                raise ValueError(f"the key {name!r} in line {line} has a dot, which only --set understands: nest it")
-            lines[name] = line
+            if key.value in seen:
+                raise ValueError(f"the key {key.value!r} of line {key.start_mark.line + 1} is there twice: delete one")
+            seen.add(key.value)
         return super().construct_mapping(node, deep)
 
-    def compose_node(self, parent, index):
-        if self.check_event(yaml.AliasEvent):
-            raise ValueError(f"an alias in line {self.peek_event().start_mark.line + 1}: write the value itself")
-        return super().compose_node(parent, index)
 
-
-def load_config(path, preset=None, overrides=()):
-    """config.yaml with a preset laid over it and `key.sub=value` overrides over that, checked: a nested dict."""
+def read_yaml(path):
+    """The settings {"a.b": value} of a file, and its presets {name: settings}. ValueError names the file."""
     if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such config file; the one that comes with the project is config.yaml")
+        raise FileNotFoundError(f"{path}: no such config file; the one that comes with the project is {PROJECT}")
     try:
-        with open(path, encoding="utf-8-sig") as file:
-            tree = yaml.load(file, UniqueKeys)
+        tree = yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
+        presets = tree.pop("presets", None) or {}
+        return flatten(tree), {name: flatten(layer) for name, layer in presets.items()}
     except (yaml.YAMLError, ValueError, RecursionError) as error:
         hint = ". Indent with spaces, not with tabs" if r"'\t'" in str(error) else ""
         hint = ". Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else hint
         raise ValueError(f"{path}: not readable as YAML: {error}{hint}") from None
-    presets = tree.pop("presets", None) or {} if isinstance(tree, dict) else None
-    if not isinstance(presets, dict) or not all(isinstance(layer, dict) for layer in presets.values()):
-        raise ValueError(f"{path}: expected a mapping of settings, with presets that are mappings too")
-    name = preset or tree.get("preset") or ""
-    if not isinstance(name, str) or name not in presets and (preset or name and presets):
-        # a run's resolved config keeps the name, not the presets
-        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets)) or 'none'}")
-    settings = {key: (value, str(path)) for key, value in flatten(tree).items()}
-    settings |= {key: (value, f"{path}, preset {name}") for key, value in flatten(presets.get(name, {})).items()}
-    settings["preset"] = (name, str(path))
-    for text in overrides:
+    except (AttributeError, TypeError):
+        raise ValueError(f"{path}: expected a mapping of settings, with presets that are mappings too") from None
+
+
+def checked(key, value, where):
+    """The value, of the type that SETTINGS asks for; a ValueError names the file, the key and the remedy."""
+    if key not in SETTINGS:
+        names = {known.split(".")[-1]: known for known in SETTINGS}
+        near = difflib.get_close_matches(key, SETTINGS, 1) or [
+            names[name] for name in difflib.get_close_matches(key.split(".")[-1], names, 1, 0)]
+        raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
+    kind, expected, fits = SETTINGS[key]
+    if kind is float and type(value) in (int, str):
+        try:
+            value = float(value)  # YAML takes 1 for whole and 1e-4 for a text
+        except (ValueError, OverflowError):
+            pass
+    if type(value) is not kind or not fits(value):
+        raise ValueError(f"{where}: {key} is {value!r:.200}; expected {expected}")
+    return value
+
+
+def parse_overrides(texts):
+    """{key: value} of "key.sub=value" texts, checked."""
+    settings = {}
+    for text in texts:
         key, equals, value = text.partition("=")
         if not equals or key == "preset":
-            raise ValueError(f"--set {text}: expected key.sub=value" + (", and --preset for a preset" if equals else ""))
+            raise ValueError(f"--set {text}: expected key.sub=value" + ", and --preset for a preset" * bool(equals))
         try:
-            settings[key] = (yaml.safe_load(value) if value else "", f"--set {text}")
+            parsed = yaml.safe_load(value) if value else ""
         except (yaml.YAMLError, ValueError, RecursionError):
-            settings[key] = (value, f"--set {text}")
-    cfg = {}
-    for key, (value, where) in settings.items():
-        value, at = checked(key, value, where), cfg
-        *parents, last = key.split(".")
-        for parent in parents:
-            at = at.setdefault(parent, {})
-        at[last] = value
-    missing = flatten(SETTINGS).keys() - flatten(cfg).keys()
+            parsed = value
+        settings[key] = checked(key, parsed, f"--set {text}")
+    return settings
+
+
+def load_config(path=None, preset=None, overrides=()):
+    """A nested dict: the project's settings, over them a preset, those of a file, and `key.sub=value` overrides.
+
+    A preset that only the file names belongs to the data that it names: overriding data.root leaves it out. An empty
+    `out` becomes runs/<name of the data>. ValueError or FileNotFoundError name the file, the key and the remedy.
+    """
+    path = path or PROJECT
+    base, base_presets = read_yaml(PROJECT)
+    own, own_presets = read_yaml(path)
+    given = parse_overrides(overrides)
+    name = checked("preset", preset or own.get("preset", ""), path)
+    if name and name not in base_presets | own_presets:
+        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, base_presets | own_presets))}")
+    if name and not preset and "data.root" in given:
+        print(f"data.root is {given['data.root']}: without the preset {name!r} of {path} (--preset {name} asks for it)")
+        name = ""
+    settings = {}
+    for where, layer in ((PROJECT, base), (f"{PROJECT}, preset {name}", base_presets.get(name, {})),
+                         (path, own), (f"{path}, preset {name}", own_presets.get(name, {}))):
+        settings |= {key: checked(key, value, where) for key, value in layer.items()}
+    missing = SETTINGS.keys() - settings.keys()
     if missing:
-        raise ValueError(f"{path}: missing settings: {', '.join(sorted(missing))}; the project's config.yaml has them all")
-    return cfg
+        raise ValueError(f"{PROJECT}: missing settings: {', '.join(sorted(missing))}")
+    settings |= given | {"preset": ""}  # all is resolved: the config that a run saves needs no preset any more
+    if not settings["out"]:
+        data = Path(settings["data.root"]).absolute()
+        settings["out"] = str(Path("runs", data.parent.name if data.name == "prepared" else data.name))
+    return nest(settings)
 
 
-def add_config_arguments(parser, default="config.yaml"):
-    parser.add_argument("--config", default=default, help="the YAML file (default: config.yaml)")
+def complete(cfg, where):
+    """The config of a checkpoint, checked: a setting that is newer than it gets the project's value.
+
+    ValueError where what makes the network is missing; settings that exist no more are left out.
+    """
+    own = {key: checked(key, value, where) for key, value in flatten(cfg).items() if key in SETTINGS}
+    missing = [key for key in SETTINGS if key.startswith(("model.", "diffusion.", "data.size")) and key not in own]
+    if missing:
+        raise ValueError(f"{where} lacks {', '.join(missing)}")
+    return nest(read_yaml(PROJECT)[0] | own | {"preset": ""})
+
+
+def add_config_arguments(parser, default=None):
+    parser.add_argument("--config", default=default, help=f"the YAML file (default: {PROJECT.name} of the project)")
     parser.add_argument("--preset", help="a preset of that file, instead of the one that it names")
-    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="one setting, such as train.steps=2000")
+    parser.add_argument("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting: train.steps=2000")
 
 
 def command(run, *args):
@@ -155,5 +200,5 @@ def command(run, *args):
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}")
     except KeyboardInterrupt as stopped:
-        print(f"\nstopped by Ctrl-C{'; ' * bool(stopped.args)}{' '.join(map(str, stopped.args))}", file=sys.stderr)
+        print("\nstopped by Ctrl-C" + "".join(f": {text}" for text in stopped.args), file=sys.stderr)
         raise SystemExit(130)

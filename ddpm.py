@@ -1,9 +1,9 @@
 """Diffusion: noise schedules, the training loss, and four hand-written samplers.
 
     diffusion = Diffusion(T=1000, schedule="thesis")
-    loss = diffusion.loss(model, x0, mask)                          # Algorithm 1
+    loss = diffusion.loss(model, x0, mask, *diffusion.draw(x0.shape))  # Algorithm 1
     eps_fn = guided_eps(model, diffusion, mask, guidance=3.0)       # the network as a noise prediction
-    noise = noise_like_seeds([1, 2, 3], (3, 64, 64), device)        # one seed per picture
+    noise = noise_like_seeds([1, 2, 3], (3, 64, 64), device)        # one seed per image
     x0 = dpm_solver(eps_fn, noise(), diffusion.alpha_bar, steps=20) # or plms, ddim, ddpm
 
 Images are float in [-1, 1], shape (B, 3, H, W); masks are one-hot (B, K, H, W); t is 0..T-1 everywhere, and
@@ -56,12 +56,12 @@ class Diffusion(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}: expected eps or v")
         self.T, self.prediction = T, prediction
         self.alpha_bar = torch.cumprod(1 - make_betas(schedule, T, beta_start, beta_end), dim=0)
-        if self.alpha_bar[-1] < 1e-12 or self.alpha_bar[0] > 1 - 1e-12:  # float32 cannot tell picture and noise apart there
-            raise ValueError(f"schedule {schedule!r} with T {T} and betas from {beta_start} to {beta_end} takes alpha_bar from "
-                             f"{self.alpha_bar[0]:.3g} to {self.alpha_bar[-1]:.3g}; expected between 1 - 1e-12 and 1e-12: "
+        if self.alpha_bar[-1] < 1e-12 or self.alpha_bar[0] > 1 - 1e-12:  # too close to 0 and 1 for float32
+            raise ValueError(f"schedule {schedule!r}, T {T}, betas {beta_start} to {beta_end}: alpha_bar goes from "
+                             f"{self.alpha_bar[0]:.3g} to {self.alpha_bar[-1]:.3g}; expected 1 - 1e-12 to 1e-12: "
                              "choose a larger beta_start, or a smaller beta_end or T")
-        self.register_buffer("signal", self.alpha_bar.sqrt().float(), persistent=False)        # sqrt(alpha_bar)
-        self.register_buffer("sigma", (1 - self.alpha_bar).sqrt().float(), persistent=False)   # sqrt(1 - alpha_bar)
+        self.register_buffer("signal", self.alpha_bar.sqrt().float(), persistent=False)       # sqrt(alpha_bar)
+        self.register_buffer("sigma", (1 - self.alpha_bar).sqrt().float(), persistent=False)  # sqrt(1 - alpha_bar)
 
     def coefficients(self, t):
         """sqrt(alpha_bar) and sqrt(1 - alpha_bar) at t (B,), each (B, 1, 1, 1)."""
@@ -77,28 +77,32 @@ class Diffusion(nn.Module):
         a, s = self.coefficients(t)
         return out.float() if self.prediction == "eps" else s * x + a * out.float()
 
+    def draw(self, shape, label_drop=0.1, device=None):
+        """The random numbers of Algorithm 1 for images of shape (B, 3, H, W): t (B,), eps (B, 3, H, W), keep (B,) bool.
+
+        keep is False with probability label_drop: an image without its mask, so that one network learns both the
+        conditional and the unconditional prediction (Ho and Salimans, Algorithm 1).
+        """
+        t = torch.randint(self.T, shape[:1], device=device)
+        eps = torch.randn(shape, device=device)
+        keep = torch.rand(shape[0], device=device) >= label_drop
+        return t, eps, keep
+
     def errors(self, model, x0, mask, t, eps, keep=None):
-        """Mean squared error per picture, (B,) each: of what the network predicts, and of the noise.
+        """Mean squared error of each image, (B,): of what the network predicts, and of the noise that follows from it.
 
         They are the same for prediction "eps"; for "v" the error of the noise is alpha_bar times that of v.
         """
         a, s = self.coefficients(t)
         target = eps if self.prediction == "eps" else a * eps - s * x0
-        error = (model(self.q_sample(x0, t, eps), t, mask, keep=keep).float() - target).square().mean(dim=(1, 2, 3))
+        out = model(self.q_sample(x0, t, eps), t, mask, keep=keep)
+        error = (out.float() - target).square().mean(dim=(1, 2, 3))
         return error, error if self.prediction == "eps" else a.flatten() ** 2 * error
 
-    def loss(self, model, x0, mask=None, label_drop=0.1, rank=0, ranks=1):
-        """Algorithm 1 of DDPM for images x0 (B, 3, H, W) in [-1, 1]; a scalar.
-
-        Each picture loses its mask with probability label_drop, so that one network learns both the conditional
-        and the unconditional prediction (Ho and Salimans, Algorithm 1). Where several processes share a batch, each draws
-        for all of it and takes its own part, so together they compute what a single one would.
-        """
-        B, device = x0.shape[0], x0.device
-        t = torch.randint(self.T, (ranks, B), device=device)[rank]
-        eps = torch.randn(ranks, *x0.shape, device=device)[rank]
-        keep = torch.rand(ranks, B, device=device)[rank] >= label_drop
-        return self.errors(model, x0, mask, t, eps, keep)[0].mean()
+    def loss(self, model, x0, mask, t, eps, keep=None):
+        """Algorithm 1 of DDPM, line 5, for images x0 (B, 3, H, W) in [-1, 1] and what draw() drew; a scalar."""
+        error, _ = self.errors(model, x0, mask, t, eps, keep)
+        return error.mean()
 
 
 # ----------------------------------------------------------------------------------- the network as eps_fn
@@ -116,23 +120,22 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True, interv
     """
     low, high = interval or (0.0, math.inf)
     noise_level = ((1 - diffusion.alpha_bar) / diffusion.alpha_bar).sqrt().tolist()
-    features = both = None
     with torch.no_grad():
-        if mask is not None and (guidance != 0 or interval):
-            features = model.mask_features(mask)
-        if features is not None and guidance not in (0, 1) and one_batch:
-            both = torch.cat([features, torch.zeros_like(features)])  # adding zeros is adding no mask
+        features = None if mask is None else model.mask_features(mask)
 
     def eps_fn(x, t):
         w = guidance if low < noise_level[t] <= high else 1
-        t = torch.full((x.shape[0],), t, device=x.device)
-        if features is None or w in (0, 1):
-            out = model(x, t, features=features if w else None)
-        elif one_batch:
-            out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
-            out = out_u + w * (out_c - out_u)
+        t = torch.full((len(x),), t, device=x.device)
+        if features is None or w == 0:
+            out = model(x, t)
+        elif w == 1:
+            out = model(x, t, features=features)
         else:
-            out_c, out_u = model(x, t, features=features).float(), model(x, t).float()
+            if one_batch:
+                both = torch.cat([features, torch.zeros_like(features)])  # adding zeros is adding no mask
+                out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
+            else:
+                out_c, out_u = model(x, t, features=features).float(), model(x, t).float()
             out = out_u + w * (out_c - out_u)
         return diffusion.to_eps(out, x, t)  # linear in `out`, so guiding v guides eps
 
@@ -140,9 +143,9 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True, interv
 
 
 def noise_like_seeds(seeds, shape, device="cpu"):
-    """A function that draws noise (len(seeds), *shape), each picture from a generator of its own.
+    """A function that draws noise (len(seeds), *shape), each image from a generator of its own.
 
-    The numbers depend on the picture's seed alone: on neither the batch around it nor the device.
+    The numbers depend on the image's seed alone: on neither the batch around it nor the device.
     """
     generators = [torch.Generator().manual_seed(seed) for seed in seeds]
     return lambda: torch.stack([torch.randn(shape, generator=g) for g in generators]).to(device)
@@ -151,18 +154,7 @@ def noise_like_seeds(seeds, shape, device="cpu"):
 # ------------------------------------------------------------------------------------------------- samplers
 # Each takes eps_fn(x, t), the starting noise x (B, 3, H, W) and alpha_bar (T,), and returns x_0.
 # observe(t, x, eps, x0), where given, is called at every step with the state x at t, the noise predicted in it and
-# the picture predicted from it: for progress bars, drawings and lessons.
-
-
-def predict_x0(x, eps, alpha_bar_t, clip=True):
-    """x_0 from x_t and the noise in it; clip bounds it to [-1, 1], the range of images."""
-    x0 = (x - math.sqrt(1 - alpha_bar_t) * eps) / math.sqrt(alpha_bar_t)
-    return x0.clamp(-1, 1) if clip else x0
-
-
-def predict_eps(x, x0, alpha_bar_t):
-    """The noise between x_t and x_0: what clipping left of a prediction."""
-    return (x - math.sqrt(alpha_bar_t) * x0) / math.sqrt(1 - alpha_bar_t)
+# the image predicted from it: for progress bars, drawings and lessons.
 
 
 def trailing_steps(T, steps):
@@ -172,23 +164,46 @@ def trailing_steps(T, steps):
     return [round(T - i * T / steps) - 1 for i in range(steps)]
 
 
+def steps_down(alpha_bar, steps):
+    """[(t, alpha_bar at t, alpha_bar at the next step)] of trailing_steps(); after the last one it is 1: no noise."""
+    ts = trailing_steps(len(alpha_bar), steps)
+    levels = [*alpha_bar[ts].tolist(), 1.0]
+    return list(zip(ts, levels, levels[1:]))
+
+
+def predict_x0(x, eps, abar, clip=True):
+    """x_0 from x_t and the noise in it; clip bounds it to [-1, 1], the range of images."""
+    x0 = (x - math.sqrt(1 - abar) * eps) / math.sqrt(abar)
+    return x0.clamp(-1, 1) if clip else x0
+
+
+def predict_eps(x, x0, abar):
+    """The noise between x_t and x_0: what clipping left of a prediction."""
+    return (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
+
+
+def denoise(eps_fn, x, t, abar, clip, observe):
+    """One call of the network: the x_0 that it predicts from the state x at t."""
+    eps = eps_fn(x, t)
+    x0 = predict_x0(x, eps, abar, clip)
+    if observe:
+        observe(t, x, eps, x0)
+    return x0
+
+
 @torch.no_grad()
 def ddpm(eps_fn, x, alpha_bar, noise, clip=True, observe=None):
     """Algorithm 2 of DDPM: all T steps of the ancestral chain, sigma^2 = beta; noise() draws z like x.
 
     The mean is written through x_0 (DDPM, equation 7), which for an x_0 that is not clipped is Algorithm 2's line 4.
     """
-    alpha_bar = alpha_bar.tolist()
-    for t in reversed(range(len(alpha_bar))):
-        abar, abar_prev = alpha_bar[t], alpha_bar[t - 1] if t > 0 else 1.0
-        alpha = abar / abar_prev
+    for t, abar, abar_next in steps_down(alpha_bar, len(alpha_bar)):
+        alpha = abar / abar_next
         beta = 1 - alpha
-        eps = eps_fn(x, t)
-        x0 = predict_x0(x, eps, abar, clip)
-        if observe:
-            observe(t, x, eps, x0)
-        mean = (math.sqrt(abar_prev) * beta * x0 + math.sqrt(alpha) * (1 - abar_prev) * x) / (1 - abar)
-        x = mean + math.sqrt(beta) * noise() if t > 0 else mean  # no noise at the last step
+        x0 = denoise(eps_fn, x, t, abar, clip, observe)
+        x = (math.sqrt(abar_next) * beta * x0 + math.sqrt(alpha) * (1 - abar_next) * x) / (1 - abar)
+        if t > 0:  # no noise at the last step
+            x = x + math.sqrt(beta) * noise()
     return x
 
 
@@ -200,17 +215,11 @@ def ddim(eps_fn, x, alpha_bar, steps=50, eta=0.0, noise=None, clip=True, observe
     """
     if not 0 <= eta <= 1 or eta > 0 and noise is None:
         raise ValueError(f"eta must lie in 0..1, and above 0 needs noise; got eta {eta}, noise {noise}")
-    ts = trailing_steps(len(alpha_bar), steps)
-    alpha_bar = alpha_bar.tolist()
-    for t, t_prev in zip(ts, ts[1:] + [None]):
-        abar, abar_prev = alpha_bar[t], alpha_bar[t_prev] if t_prev is not None else 1.0
-        eps = eps_fn(x, t)
-        x0 = predict_x0(x, eps, abar, clip)
-        if observe:
-            observe(t, x, eps, x0)
+    for t, abar, abar_next in steps_down(alpha_bar, steps):
+        x0 = denoise(eps_fn, x, t, abar, clip, observe)
         eps = predict_eps(x, x0, abar)
-        sigma = eta * math.sqrt((1 - abar_prev) / (1 - abar) * (1 - abar / abar_prev))  # equation 16
-        x = math.sqrt(abar_prev) * x0 + math.sqrt(max(0.0, 1 - abar_prev - sigma**2)) * eps
+        sigma = eta * math.sqrt((1 - abar_next) / (1 - abar) * (1 - abar / abar_next))  # equation 16
+        x = math.sqrt(abar_next) * x0 + math.sqrt(max(0.0, 1 - abar_next - sigma**2)) * eps
         if sigma > 0:
             x = x + sigma * noise()
     return x
@@ -223,53 +232,41 @@ def dpm_solver(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
     lam = log(signal / noise) is the variable in which the remaining integral is smooth. The last step goes to zero
     noise, where lam is infinite and the update becomes x = x_0.
     """
-    ts = trailing_steps(len(alpha_bar), steps)
-    alpha_bar = alpha_bar.tolist()
-    lam = [0.5 * math.log(alpha_bar[t] / (1 - alpha_bar[t])) for t in ts]
-    x0_prev = None
-    for i, t in enumerate(ts):
-        eps = eps_fn(x, t)
-        x0 = predict_x0(x, eps, alpha_bar[t], clip)
-        if observe:
-            observe(t, x, eps, x0)
-        if i == steps - 1:
+    x0_before = lam_before = None
+    for t, abar, abar_next in steps_down(alpha_bar, steps):
+        x0 = denoise(eps_fn, x, t, abar, clip, observe)
+        if abar_next == 1:
             return x0
-        h = lam[i + 1] - lam[i]
+        lam, lam_next = (0.5 * math.log(a / (1 - a)) for a in (abar, abar_next))
+        h = lam_next - lam
         D = x0
-        if x0_prev is not None:  # the line through the last two predictions, halfway into this step
-            r = (lam[i] - lam[i - 1]) / h
-            D = x0 + (x0 - x0_prev) / (2 * r)
-        abar, abar_next = alpha_bar[t], alpha_bar[ts[i + 1]]
+        if x0_before is not None:  # the line through the last two predictions, halfway into this step
+            r = (lam - lam_before) / h
+            D = x0 + (x0 - x0_before) / (2 * r)
         x = math.sqrt((1 - abar_next) / (1 - abar)) * x - math.sqrt(abar_next) * math.expm1(-h) * D
-        x0_prev = x0
+        x0_before, lam_before = x0, lam
 
 
 @torch.no_grad()
 def plms(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
-    """PLMS (Liu et al. 2022): DDIM's step along a mean of the last four predictions of the noise, extrapolated (Adams-Bashforth).
+    """PLMS (Liu et al. 2022): DDIM's step along a mean of the last four noises, extrapolated (Adams-Bashforth).
 
     Without the paper's Runge-Kutta start: the first steps take as many predictions as there are, so that every step
     is one call of eps_fn. Deterministic, second order.
     """
     weights = [(1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
-    ts = trailing_steps(len(alpha_bar), steps)
-    alpha_bar = alpha_bar.tolist()
-    past = []  # the newest first
-    for t, t_prev in zip(ts, ts[1:] + [None]):
-        abar, abar_prev = alpha_bar[t], alpha_bar[t_prev] if t_prev is not None else 1.0
-        eps = eps_fn(x, t)
+    history = []  # of noises, the newest first
+    for t, abar, abar_next in steps_down(alpha_bar, steps):
+        x0 = denoise(eps_fn, x, t, abar, clip, observe)
+        history = [predict_eps(x, x0, abar), *history[:3]]
+        eps = sum(weight * past for weight, past in zip(weights[len(history) - 1], history))
         x0 = predict_x0(x, eps, abar, clip)
-        if observe:
-            observe(t, x, eps, x0)
-        past = [predict_eps(x, x0, abar), *past[:3]]
-        eps = sum(w * e for w, e in zip(weights[len(past) - 1], past))
-        x0 = predict_x0(x, eps, abar, clip)
-        x = math.sqrt(abar_prev) * x0 + math.sqrt(1 - abar_prev) * predict_eps(x, x0, abar)
+        x = math.sqrt(abar_next) * x0 + math.sqrt(1 - abar_next) * predict_eps(x, x0, abar)
     return x
 
 
 def sample(eps_fn, noise, alpha_bar, sampler="dpm_solver", steps=20, eta=0.0, observe=None):
-    """Pictures (B, 3, H, W) in [-1, 1] by the sampler of that name; ddpm always walks all T steps."""
+    """Images (B, 3, H, W) in [-1, 1] by the sampler of that name; ddpm always walks all T steps."""
     if sampler == "ddpm":
         x = ddpm(eps_fn, noise(), alpha_bar, noise, observe=observe)
     elif sampler == "ddim":

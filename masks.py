@@ -20,7 +20,7 @@ SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
 class Colorbook:
     """The classes in id order: names (K strings) and colors (K, 3) uint8; at most 255 of them."""
 
-    def __init__(self, classes):
+    def __init__(self, classes, source="colorbook.json"):
         """classes: {name: [r, g, b]}, each 0..255, in id order. ValueError where that is not what it is."""
         for name, rgb in classes.items():
             if not (isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)):
@@ -28,7 +28,7 @@ class Colorbook:
         twice = [rgb for rgb, n in Counter(map(tuple, classes.values())).items() if n > 1]
         if twice or not 1 <= len(classes) <= 255:
             raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, repeated: {twice}")
-        self.classes, self.names = dict(classes), list(classes)
+        self.classes, self.names, self.source = dict(classes), list(classes), source
         self.colors = np.array(list(classes.values()), np.uint8)
 
     def __len__(self):

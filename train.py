@@ -1,21 +1,23 @@
 """Train the network.
 
-    python train.py --config config.yaml                   the preset named in the file: toy
-    python train.py --config config.yaml --preset idd_lite
-    python train.py --config config.yaml --dry-run         check config and data, say how large it is, and stop
-    python train.py --config config.yaml --resume          go on after Ctrl-C, a crash, or with a larger train.steps
-    python train.py --set train.steps=2000 --set out=runs/mine
+    python train.py --config config.yaml                       the preset that the file names: toy scenes
+    python train.py --preset idd_lite                          another preset
+    python train.py --set data.root=my/data                    your own data, with the values of config.yaml
+    python train.py --preset idd_lite --dry-run                check settings, data and disk, and stop
+    python train.py --resume runs/idd_lite                     go on after Ctrl-C or a crash, with the run's settings
+    python train.py --resume runs/idd_lite --set train.steps=9000
+    torchrun --nproc_per_node=4 train.py --preset bdd100k      several GPUs, which share each batch
 
-A run is a folder: checkpoint.pt, log.csv (one row per train.log_every steps), previews/, config.yaml as resolved.
+A run is a folder: checkpoint.pt, log.csv (a row every train.log_every steps), previews/, config.yaml as resolved.
 """
+
 import argparse
+import contextlib
 import copy
-import csv
-import itertools
 import math
 import os
+import shutil
 import signal
-import sys
 import time
 from functools import partial
 from pathlib import Path
@@ -23,286 +25,326 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 import yaml
-from torch.distributed.fsdp import fully_shard, register_fsdp_forward_method
-from torch.distributed.tensor import DTensor, distribute_tensor
+from filelock import FileLock, Timeout
 from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
-from checkpoint import FORMAT, build, join_processes, load_checkpoint, pick_device, save_checkpoint
-from config import add_config_arguments, flatten, load_config
+from checkpoint import build, join_processes, pick_device, random_state, replacing, restore_run, save_checkpoint
+from config import add_config_arguments, command, flatten, load_config
 from dataset import Pairs, batches, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
+from masks import Colorbook
+
+QUARTERS = ["val_loss_q1", "val_loss_q2", "val_loss_q3", "val_loss_q4"]  # of t: the first one has the least noise
+COLUMNS = ["step", "epoch", "seconds", "images_per_s", "loss", "grad_norm",
+           "val_loss", *QUARTERS, "val_eps", "val_eps_raw"]
+
+# ---------------------------------------------------------------------------------------- looking at the network
 
 
-def agree(number, device):
-    """The largest of the numbers that the processes have."""
-    number = torch.tensor(number, device=device)
+@torch.no_grad()
+def validate(model, diffusion, pairs, count, batch_size, device, autocast):
+    """Errors on held-out pairs, masks given, at fixed noise and at t spread evenly over 0..T-1.
+
+    Returns the mean error of what the network predicts, its means in the four quarters of t (NaN for one without a
+    pair), and the mean error of the noise, which compares networks that predict different things.
+    """
+    n = min(count, len(pairs))
+    chosen = torch.linspace(0, len(pairs) - 1, n).round().long()
+    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
+    t = ((torch.arange(n) + 0.5) * diffusion.T / n).long()[shuffled]
+    errors = []
+    for part in torch.arange(n).split(batch_size):
+        x0, mask = unpack(pairs.planes[chosen[part]].to(device), len(pairs.colorbook))
+        eps = noise_like_seeds(part.tolist(), x0.shape[1:], device)()
+        with autocast():
+            both = diffusion.errors(model, x0, mask if model.num_classes else None, t[part].to(device), eps)
+        errors.append(torch.stack(both))
+    error, eps_error = torch.cat(errors, dim=1).cpu()
+    quarters = [error[t * 4 // diffusion.T == quarter].mean().item() for quarter in range(4)]
+    return error.mean().item(), quarters, eps_error.mean().item()
+
+
+@torch.no_grad()
+def preview(model, diffusion, pairs, cfg, device, autocast):
+    """A sheet of masks, real images, and what the model makes of the masks, always the same masks and seeds."""
+    chosen = torch.linspace(0, len(pairs) - 1, min(cfg["train"]["previews"], len(pairs))).round().long()
+    planes = pairs.planes[chosen]
+    mask = unpack(planes.to(device), len(pairs.colorbook))[1] if model.num_classes else None
+    with autocast():
+        eps_fn = guided_eps(model, diffusion, mask, cfg["sample"]["guidance"])
+        noise = noise_like_seeds(range(len(chosen)), (3, *planes.shape[2:]), device)
+        images = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", min(20, diffusion.T))
+    masks = [pairs.colorbook.paint(pair[3]) for pair in planes.numpy()]
+    return contact_sheet([masks, list(planes[:, :3].permute(0, 2, 3, 1).numpy()), list(to_uint8(images))])
+
+
+# ------------------------------------------------------------------------------------------- the folder of a run
+
+
+def check_run(cfg, resume, ranks):
+    """Refuse what could only fail later, before anything is read or written."""
+    out, c = Path(cfg["out"]), cfg["train"]
+    exists = any((out / name).exists() for name in ("checkpoint.pt", "checkpoint.pt.previous", "log.csv"))
+    if exists and not resume:
+        raise FileExistsError(f"{out}: this run exists. Go on with --resume {out}, or name another with --set out=...")
+    if resume and not out.is_dir():
+        raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
+    if out.exists() and not os.access(out, os.W_OK) or out.is_file():
+        raise ValueError(f"{out} cannot be written to: choose another folder with --set out=...")
+    if not cfg["data"]["root"]:
+        raise ValueError("no data: name a prepared data set with --set data.root=..., or a preset with --preset")
+    if c["batch_size"] % (ranks * c["accumulate"]):
+        raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) of "
+                         f"{c['accumulate']} micro-batch(es): make it a multiple of {ranks * c['accumulate']}")
+
+
+def check_disk(out, parameters):
+    """OSError where the disk has no room for the two checkpoints of a run and the one that is being written."""
+    folder = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    free, needed = shutil.disk_usage(folder).free, 3 * 16 * parameters  # float32 weights, EMA and Adam's two moments
+    if free < needed:
+        raise OSError(f"{out}: {free / 2**30:.1f} GiB free on this disk, checkpoints need {needed / 2**30:.1f} GiB: "
+                      "free some, or choose another disk with --set out=...")
+
+
+@contextlib.contextmanager
+def locked(out):
+    """Hold the folder of a run against a second training; the system lets go of it when this process ends."""
+    out.mkdir(parents=True, exist_ok=True)
+    try:
+        lock = FileLock(out / ".lock").acquire(timeout=0)
+    except Timeout as error:
+        raise OSError(f"{out}: another training runs in it: stop it, or choose a folder with --set out=...") from error
+    with lock:
+        yield
+
+
+def start_log(log, step):
+    """Keep the rows up to `step`; later ones will come again, and a crash may have cut the last one short."""
+    lines = log.read_text().splitlines(keepends=True)[1:] if step and log.exists() else []
+    kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
+    with replacing(log) as file:
+        file.write((",".join(COLUMNS) + "\n" + "".join(kept)).encode())
+
+
+def append_log(log, row):
+    """Write a row {column: value}; columns without a value, and NaN, stay empty."""
+    cells = [row.get(column, "") for column in COLUMNS]
+    line = ",".join(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in cells).replace("nan", "")
+    with open(log, "a", newline="") as file:
+        file.write(line + "\n")
+
+
+# -------------------------------------------------------------------------------------------------------- train
+
+
+@contextlib.contextmanager
+def stop_signals():
+    """A list that gets the number of a signal: Ctrl-C or SIGTERM ends the run after the step; a second one at once."""
+    received = []
+
+    def on_signal(number, frame):
+        received.append(number)
+        signal.signal(number, signal.SIG_DFL)
+
+    before = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def all_reduce_max(number):
+    """The largest of the numbers that the processes have; it goes through the CPUs, so no GPU has to wait."""
+    number = torch.tensor(number)
     dist.all_reduce(number, dist.ReduceOp.MAX)
     return number.item()
 
 
-def shard(model):
-    """FSDP2: each process keeps a part of every weight, and puts a block together when it runs."""
-    model.to(memory_format=torch.contiguous_format)  # FSDP takes no other layout
-    for block in model.children():
-        if list(block.parameters()):
-            fully_shard(block)
-    register_fsdp_forward_method(fully_shard(model), "mask_features")
-
-
-def whole(tree):
-    """A tensor, or a nested dict of them, with what shard() spread over the processes put together."""
-    if isinstance(tree, dict):
-        return {key: whole(value) for key, value in tree.items()}
-    return tree.full_tensor() if isinstance(tree, DTensor) else tree
-
-
-@torch.no_grad()
-def validate(model, diffusion, pairs, count, num_classes, batch_size, device, autocast):
-    """Errors on held-out pairs, masks given, at fixed noise and at t spread evenly over 0..T-1.
-
-    Returns the mean error of what the network predicts, the same in four equal ranges of t, and the mean error of the
-    noise, which compares networks that predict different things.
-    """
-    n = min(count, len(pairs))
-    chosen = torch.linspace(0, len(pairs) - 1, n).round().long()
-    t = ((torch.arange(n) + 0.5) * diffusion.T / n).long()[torch.randperm(n, generator=torch.Generator().manual_seed(0))]
-    errors = []
-    for part in torch.arange(n).split(batch_size):
-        x0, mask = unpack(pairs.planes[chosen[part]].to(device), num_classes)
-        eps = noise_like_seeds(part.tolist(), x0.shape[1:], device)()
-        with autocast():
-            errors.append(torch.stack(diffusion.errors(model, x0, mask if model.num_classes else None, t[part].to(device), eps)))
-    loss, eps_error = torch.cat(errors, dim=1).cpu()
-    bins = [loss[(t >= a) & (t < a + diffusion.T / 4)].mean().item() for a in (diffusion.T / 4 * i for i in range(4))]
-    return loss.mean().item(), bins, eps_error.mean().item()
-
-
-@torch.no_grad()
-def preview(model, diffusion, pairs, cfg, colorbook, device, autocast):
-    """A sheet: mask, real image, and what the model makes of the mask, always the same masks and seeds."""
-    chosen = torch.linspace(0, len(pairs) - 1, min(cfg["train"]["previews"], len(pairs))).round().long()
-    planes = pairs.planes[chosen]
-    mask = unpack(planes.to(device), len(colorbook))[1] if model.num_classes else None
-    s = cfg["sample"]
-    with autocast():
-        eps_fn = guided_eps(model, diffusion, mask, s["guidance"])
-        noise = noise_like_seeds(range(len(chosen)), (3, *planes.shape[2:]), device)
-        made = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", min(20, diffusion.T))
-    rows = [[colorbook.paint(pair[3]), pair[:3].transpose(1, 2, 0), fake] for pair, fake in zip(planes.numpy(), to_uint8(made))]
-    return contact_sheet([list(column) for column in zip(*rows)])
-
-
-def train(cfg, resume=False, dry_run=False):
-    """One run, from config to finished checkpoint. Raises ValueError or OSError for what the user can mend."""
-    device, out = pick_device(cfg["device"]), Path(cfg["out"])
-    d, c = cfg["data"], cfg["train"]
-    path = out / "checkpoint.pt"
-    saved = path.exists() or path.with_name(path.name + ".previous").exists()
-    if (saved or (out / "log.csv").exists()) and not resume and not dry_run:
-        raise FileExistsError(f"{out}: this run exists. Go on with --resume, or choose another folder with --set out=...")
-    if resume and not saved and out.exists():
-        print(f"{out} has no checkpoint yet: starting at step 0")
-    state = load_checkpoint(path) if resume and (saved or not out.exists()) else None
-    rank, ranks = join_processes(device)
-    if c["batch_size"] % (ranks * c["accumulate"]):
-        raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) in "
-                         f"train.accumulate {c['accumulate']} part(s): make it a multiple of {ranks * c['accumulate']}")
-    if c["fsdp"] and (ranks == 1 or c["precision"] == "fp16"):
-        raise ValueError(f"train.fsdp needs several processes (torchrun --nproc_per_node=N train.py ...), there is {ranks}, and "
-                         f"train.precision fp32 or bf16, it is {c['precision']}")
-    if c["fsdp"] and device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
-        raise ValueError(f"train.fsdp on the CPU needs a newer torch than {torch.__version__}: update it, or leave train.fsdp false")
-
-    # data; the first process draws the toy scenes, which need no download, or maps the files, and the others find it done
-    root = Path(d["root"])
-    if rank:
-        dist.barrier()
-    elif not root.exists() and root.parts[-2:] == ("toy", "prepared"):
-        from data.toy.prepare import prepare
-        prepare(root, size=tuple(d["size"]))
-    pairs, held_out = (Pairs(root, split, d["size"], d["memory_gb"]) for split in ("train", d["val"]))
-    if ranks > 1 and not rank:
-        dist.barrier()
-    colorbook, num_classes = pairs.colorbook, len(pairs.colorbook)
-
-    # model, its average, optimiser, loss scaler
-    torch.manual_seed(cfg["seed"])
-    model, diffusion, autocast = build(cfg, num_classes, device)
-    torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0, not with noise that has to be unlearnt
-    ema = copy.deepcopy(model).requires_grad_(False)
-    step, seconds = 0, 0.0
-    if state:
-        changed = {k: (v, flatten(cfg).get(k)) for k, v in flatten(state["config"]).items() if v != flatten(cfg).get(k)}
-        fixed = {k: changed[k] for k in changed if k.startswith(("model.", "diffusion."))}
-        if list(state["colorbook"].items()) != list(colorbook.classes.items()):  # the order is the ids
-            classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())
-            fixed["colorbook"] = next((old, new) for old, new in classes if old != new)
-        if fixed:
-            raise ValueError(f"{path}: a checkpoint cannot go on with another {', '.join(fixed)}: "
-                             f"{'; '.join(f'{k} was {old}, is {new}' for k, (old, new) in fixed.items())}")
-        for key, (old, new) in changed.items():
-            print(f"resuming with {key} {new} instead of {old}")
-        model.load_state_dict(state["model"])
-        ema.load_state_dict(state["ema"])
-        step, seconds = state["step"], state["seconds"]
-    if c["fsdp"]:
-        shard(model)
-        shard(ema)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
-    scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
-    if state:
-        for p, moments in zip(model.parameters(), state["optimizer"]["state"].values()):
-            if isinstance(p, DTensor):
-                moments |= {k: distribute_tensor(v.to(device), p.device_mesh, p.placements) for k, v in moments.items() if v.dim()}
-        optimizer.load_state_dict(state["optimizer"])
-        if state["scaler"]:  # one that was off has no state
-            scaler.load_state_dict(state["scaler"])
-        torch.set_rng_state(state["rng"]["cpu"])
-        if device.type == "cuda" and "cuda" in state["rng"]:
-            torch.cuda.set_rng_state(state["rng"]["cuda"])
-
-    size, epochs = f"{d['size'][0]}x{d['size'][1]}", c["steps"] * c["batch_size"] / len(pairs)
-    print(f"{sum(p.numel() for p in model.parameters()):,} parameters on {ranks if ranks > 1 else ''}{device.type} ({c['precision']}), "
-          f"{num_classes} classes, {size}, {len(pairs)} pairs; {c['steps']} steps of {c['batch_size']} = {epochs:.1f} epochs; "
-          f"seed {cfg['seed']}")
-    if dry_run:
-        return print(f"dry run: everything can be read; a run would go to {out}")
-    if step >= c["steps"]:
-        return print(f"{path} is at step {step} of {c['steps']} already: raise train.steps to go on")
-
-    # what the loop calls: the network itself, or the network with one of these around it
+def wrap(model, c, ranks, device):
+    """What the loop calls: the network itself, or the network with one of these around it."""
     net = model
     if c["activation_checkpointing"]:
         for block in model.children():
             block.forward = partial(checkpoint, block.forward, use_reentrant=False)
-    if ranks > 1 and not c["fsdp"]:
+    if ranks > 1:
         net = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
-    if c["compile"]:
-        net = torch.compile(net)
-    torch.backends.cudnn.benchmark = True  # one size of picture: let cuDNN choose its fastest convolution for it
+    return torch.compile(net) if c["compile"] else net
 
-    # the folder of the run; rows that a crashed run logged past its checkpoint would come twice
-    ranges = [f"val_loss_t{i * diffusion.T // 4}" for i in range(4)]
-    columns = ["step", "epoch", "seconds", "images_per_s", "loss", "grad_norm", "val_loss", *ranges, "val_eps", "val_eps_raw"]
-    log = out / "log.csv"
+
+def check_finite(loss, norm, scaler, step, path):
+    """ValueError where the network is lost, so that it is not saved over the good one."""
+    problem = "" if math.isfinite(loss) and math.isfinite(norm) else "loss or gradient is not finite"
+    if scaler.is_enabled() and scaler.get_scale() < 1:
+        problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
+    if problem:
+        kept = "keeps the last good state" if path.exists() else "was not written yet"
+        raise ValueError(f"step {step}: {problem}. {path} {kept}; try a smaller train.lr or train.precision=fp32")
+
+
+def read_data(cfg, rank, ranks, dry_run):
+    """The Pairs of train and of data.val; missing toy scenes are drawn. Other processes wait for the first one."""
+    d, root = cfg["data"], Path(cfg["data"]["root"])
+    if rank:
+        dist.barrier()
+    elif not root.exists() and root.parts[-2:] == ("toy", "prepared"):
+        if dry_run:
+            print(f"the toy scenes would be drawn first, to {root}")
+            return None, None
+        from data.toy.prepare import prepare
+        prepare(root, size=tuple(d["size"]))
+    pairs = [Pairs(root, split, d["size"], d["memory_gb"]) for split in ("train", d["val"])]
+    if ranks > 1 and not rank:
+        dist.barrier()
+    return pairs
+
+
+def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume):
+    """The training loop: optimiser steps, EMA, and now and then a row of the log, previews and a checkpoint."""
+    d, c, out = cfg["data"], cfg["train"], Path(cfg["out"])
+    path, log, num_classes = out / "checkpoint.pt", out / "log.csv", len(pairs.colorbook)
+    ema = copy.deepcopy(model).requires_grad_(False)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
+    scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
+    step, images, seconds = 0, 0, 0.0
+    if resume:
+        step, images, seconds = restore_run(cfg, pairs.colorbook, model, ema, optimizer, scaler, device)
+    if step >= c["steps"]:
+        return print(f"{path} is at step {step} of {c['steps']} already: go on with a larger --set train.steps=...")
     if not rank:
-        (out / "previews").mkdir(parents=True, exist_ok=True)
-        (out / "config.yaml").write_text(yaml.safe_dump(cfg, sort_keys=False), encoding="utf-8")
-        lines = log.read_text().splitlines(keepends=True)[1:] if step and log.exists() else []
-        kept = [line for line in lines if line.endswith("\n") and int(line.split(",")[0]) <= step]
-        log.with_suffix(".partial").write_text(",".join(columns) + "\n" + "".join(kept))
-        os.replace(log.with_suffix(".partial"), log)
+        (out / "previews").mkdir(exist_ok=True)
+        with replacing(out / "config.yaml") as file:
+            file.write(yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True).encode())
+        start_log(log, step)
 
-    def save():
-        rng = {"cpu": torch.get_rng_state()} | ({"cuda": torch.cuda.get_rng_state()} if device.type == "cuda" else {})
-        moments = optimizer.state_dict()
-        state = {"format": FORMAT, "model": whole(model.state_dict()), "ema": whole(ema.state_dict()),
-                 "optimizer": moments | {"state": whole(moments["state"])}, "scaler": scaler.state_dict(), "step": step,
-                 "epoch": step * c["batch_size"] / len(pairs), "seconds": seconds, "rng": rng, "config": cfg,
-                 "colorbook": colorbook.classes}
-        if not rank:
-            save_checkpoint(path, state)
+    net = wrap(model, c, ranks, device)
+    torch.backends.cudnn.benchmark = True  # images of one size: let cuDNN choose its fastest convolution for it
+    batch, mine = c["batch_size"], slice(rank * c["batch_size"] // ranks, (rank + 1) * c["batch_size"] // ranks)
+    loader = batches(pairs, batch, cfg["seed"], images, d["flip"], d["augment"], device, rank, ranks)
+    bar = tqdm(total=images + (c["steps"] - step) * batch, initial=images, unit="img", desc=out.name,
+               dynamic_ncols=True, mininterval=0.5 if os.isatty(2) else 30, disable=rank > 0)
+    sums, logged_step = torch.zeros(2, device=device), step  # of loss and gradient norm since the last row of the log
+    started, busy, halt = time.monotonic() - seconds, 0.0, 0
 
-    stop = []  # Ctrl-C and SIGTERM finish the step and save; a second one ends at once
-
-    def on_signal(number, frame):
-        stop.append(number)
-        signal.signal(number, signal.SIG_DFL)
-
-    handlers = {number: signal.signal(number, on_signal) for number in (signal.SIGINT, signal.SIGTERM)}
-    loader = batches(pairs, c["batch_size"], cfg["seed"], step, d["flip"], d["augment"], device, rank, ranks)
-    bar = tqdm(total=c["steps"], initial=step, unit="img", unit_scale=c["batch_size"], desc=out.name, dynamic_ncols=True,
-               mininterval=0.5 if os.isatty(2) else 30, disable=rank > 0)
-    sums, since, started, last_log = torch.zeros(2, device=device), step, time.monotonic() - seconds, time.monotonic()
-    halt = 0
-
-    try:
+    with bar, stop_signals() as stop:
+        resumed = time.monotonic()
         while step < c["steps"] and not halt:
             for group in optimizer.param_groups:
                 group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
             optimizer.zero_grad()
-            for planes in next(loader).chunk(c["accumulate"]):
+            # random numbers of the whole batch, however many processes and micro-batches share it
+            drawn = [x[mine] for x in diffusion.draw((batch, 3, *d["size"]), c["label_drop"], device)]
+            for planes, t, eps, keep in zip(*(x.chunk(c["accumulate"]) for x in (next(loader), *drawn))):
                 x0, mask = unpack(planes, num_classes)
                 with autocast():
-                    loss = diffusion.loss(net, x0, mask if model.num_classes else None, c["label_drop"], rank, ranks)
+                    loss = diffusion.loss(net, x0, mask if model.num_classes else None, t, eps, keep)
                 scaler.scale(loss / c["accumulate"]).backward()
                 sums[0] += loss.detach() / c["accumulate"]
             scaler.unscale_(optimizer)
-            norm = whole(torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"]))
+            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])
             scaler.step(optimizer)
             scaler.update()
-            step += 1
-            decay = min(c["ema"], (1 + step) / (10 + step))  # short memory at first: early previews show the present weights
+            step, images = step + 1, images + batch
+            decay = min(c["ema"], (1 + step) / (10 + step))  # EMA warm-up: early previews show the present weights
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
-            # fp16 overflows now and then, which GradScaler answers by leaving out the step: such a norm is no alarm
+            # an overflow of fp16, which GradScaler answers by leaving out the step, is no alarm
             sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
-            bar.update()
+            bar.update(batch)
             halt = max(stop, default=0)
             if ranks > 1:
-                halt = agree(halt, device) if step % 10 == 0 else 0
-            due = {name: step % c[name] == 0 or step == c["steps"] for name in ("log_every", "val_every", "preview_every", "save_every")}
-            if not (any(due.values()) or halt):
+                halt = all_reduce_max(halt)
+            due = [name for name in ("log", "val", "preview", "save")
+                   if step % c[f"{name}_every"] == 0 or step == c["steps"]]
+            if not (due or halt):
                 continue
+
             if ranks > 1:
                 dist.all_reduce(sums)
-                sums /= ranks
-            loss_mean, norm_mean = (sums / (step - since)).tolist()
-            seconds = time.monotonic() - started
-            problem = "" if math.isfinite(loss_mean) and math.isfinite(norm_mean) else "loss or gradient is not finite"
-            if scaler.is_enabled() and scaler.get_scale() < 1:
-                problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
-            if problem:
-                raise ValueError(f"step {step}: {problem}. {path} " + ("keeps the last good state" if path.exists() else
-                                 "was not written yet") + "; try a smaller train.lr or train.precision=fp32")
-            row = dict.fromkeys(columns, "")
-            if due["val_every"]:
-                args = held_out, c["val_pairs"], num_classes, c["batch_size"], device, autocast
-                row["val_loss"], bins, row["val_eps"] = validate(ema, diffusion, *args)
-                row |= dict(zip(ranges, bins))
-                row["val_eps_raw"] = validate(model, diffusion, *args)[2]
-                bar.write(f"step {step}: loss {loss_mean:.4f}, val {row['val_loss']:.4f}, error on eps {row['val_eps']:.4f}")
-            if due["log_every"] or due["val_every"] or halt:
-                rate = (step - since) * c["batch_size"] / (time.monotonic() - last_log)
-                row |= {"step": step, "epoch": step * c["batch_size"] / len(pairs), "seconds": round(seconds, 1),
-                        "images_per_s": round(rate, 1), "loss": loss_mean, "grad_norm": norm_mean}
+            loss_mean, norm_mean = (sums / ranks / (step - logged_step)).tolist()
+            check_finite(loss_mean, norm_mean, scaler, step, path)
+            busy, seconds = busy + time.monotonic() - resumed, time.monotonic() - started
+            if "log" in due or "val" in due or halt:
+                row = {"step": step, "epoch": images / len(pairs), "seconds": round(seconds, 1), "loss": loss_mean,
+                       "grad_norm": norm_mean, "images_per_s": round((step - logged_step) * batch / busy, 1)}
+                if "val" in due:
+                    args = held_out, c["val_pairs"], batch, device, autocast
+                    row["val_loss"], quarters, row["val_eps"] = validate(ema, diffusion, *args)
+                    row |= dict(zip(QUARTERS, quarters)) | {"val_eps_raw": validate(model, diffusion, *args)[2]}
+                    bar.write(f"step {step}: loss {loss_mean:.4f}, "
+                              f"val_loss {row['val_loss']:.4f}, val_eps {row['val_eps']:.4f}")
                 if not rank:
-                    with open(log, "a", newline="") as file:
-                        csv.DictWriter(file, columns).writerow({k: f"{v:.5g}" if type(v) is float else v for k, v in row.items()})
+                    append_log(log, row)
                 sums.zero_()
-                since, last_log = step, time.monotonic()
-            if due["preview_every"]:
-                sheet = preview(ema, diffusion, held_out, cfg, colorbook, device, autocast)
+                logged_step, busy = step, 0.0
+            if "preview" in due:
+                sheet = preview(ema, diffusion, held_out, cfg, device, autocast)
                 if not rank:
-                    sheet.save(out / "previews" / f"{step:07d}.png")
-            if due["save_every"] or halt:  # after the log: rows past a checkpoint are made again, rows before it are not
-                save()
-    finally:
-        bar.close()
-        for number, handler in handlers.items():
-            signal.signal(number, handler)
-    if ranks > 1:
-        dist.destroy_process_group()
+                    with replacing(out / "previews" / f"{step:07d}.png") as file:
+                        sheet.save(file, "png")
+            if ("save" in due or halt) and not rank:  # after the log: rows past a checkpoint are made again
+                save_checkpoint(path, {
+                    "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
+                    "scaler": scaler.state_dict(), "rng": random_state(device), "step": step, "images": images,
+                    "seconds": seconds, "config": cfg, "colorbook": pairs.colorbook.classes})
+            resumed = time.monotonic()
     if halt:
-        print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume")
+        print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume {out}")
         raise SystemExit(128 + halt)
     print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: python sample.py --checkpoint {path} --mask ...")
+
+
+def train(cfg, resume=False, dry_run=False):
+    """One run, from config to finished checkpoint. Raises ValueError or OSError for what the user can fix."""
+    d, c, out, device = cfg["data"], cfg["train"], Path(cfg["out"]), pick_device(cfg["device"])
+    rank, ranks = join_processes(device)
+    check_run(cfg, resume, ranks)
+    root = Path(d["root"])
+    colorbook = Colorbook.load((root if root.exists() else Path(__file__).parent) / "colorbook.json")
+    torch.manual_seed(cfg["seed"])
+    model, diffusion, autocast = build(cfg, len(colorbook), device)
+    torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0: noise would have to be unlearnt
+    torch.nn.init.zeros_(model.out.bias)
+    parameters = sum(p.numel() for p in model.parameters())
+    check_disk(out, parameters)
+    processes = f"{ranks} x " if ranks > 1 else ""
+    print(f"{parameters:,} parameters on {processes}{device.type} ({c['precision']}), {len(colorbook)} classes, "
+          f"{d['size'][0]}x{d['size'][1]}, {c['steps']} steps of {c['batch_size']}, seed {cfg['seed']}")
+    with contextlib.nullcontext() if rank or dry_run else locked(out):
+        pairs, held_out = read_data(cfg, rank, ranks, dry_run)
+        if pairs:
+            print(f"{len(pairs)} pairs, which is {c['steps'] * c['batch_size'] / len(pairs):.1f} epochs")
+        if dry_run:
+            print(f"dry run: nothing was written; a run would go to {out}")
+        else:
+            fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume)
+    if ranks > 1:
+        dist.destroy_process_group()
+
+
+def run(args):
+    if not args.resume:
+        return train(load_config(args.config, args.preset, args.set), dry_run=args.dry_run)
+    # a run goes on with its own settings; only what --set names may change
+    out = Path(args.resume)
+    cfg = load_config(out / "config.yaml", overrides=[*args.set, f"out={args.resume}"])
+    for key, value in flatten(load_config(args.config, args.preset)).items() if args.config or args.preset else ():
+        own = flatten(cfg)[key]
+        if key != "out" and value != own:
+            print(f"kept from the run: {key} {own} (not {value}; --set {key}={value} would change it)")
+    train(cfg, resume=True, dry_run=args.dry_run)
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add_config_arguments(parser)
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in the run's folder")
-    parser.add_argument("--dry-run", action="store_true", help="read config and all data, say what the run would be, and stop")
-    args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
-    try:
-        train(load_config(args.config, args.preset, args.set), args.resume, args.dry_run)
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}")
+    parser.add_argument("--resume", metavar="RUN", help="go on with the run in this folder, by its settings and --set")
+    parser.add_argument("--dry-run", action="store_true", help="check settings, data and disk, and write nothing")
+    command(run, parser.parse_args())
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@
     out = model(x, t)                                    # no mask: nothing is added
 
 Letters used for shapes:
-    B  pictures in the batch        H, W  height and width, each a multiple of 8, not necessarily equal
+    B  images in the batch          H, W  height and width, each a multiple of 8, not necessarily equal
     K  classes of the mask          h     hidden_dim, the width of the first layer
     E  emb_dim, width of the time embedding
 
@@ -49,7 +49,7 @@ class DoubleConv(nn.Module):
 
 
 class Down(nn.Module):
-    """Halve the picture, convolve, add the time: (B, in, H, W) to (B, out, H/2, W/2)."""
+    """Halve the image, convolve, add the time: (B, in, H, W) to (B, out, H/2, W/2)."""
 
     def __init__(self, in_ch, out_ch, emb_dim):
         super().__init__()
@@ -61,7 +61,7 @@ class Down(nn.Module):
 
 
 class Up(nn.Module):
-    """Double the picture, join the skip connection, convolve, add the time.
+    """Double the image, join the skip connection, convolve, add the time.
 
     x (B, in - skip, H, W) and skip (B, skip, 2H, 2W) give (B, out, 2H, 2W).
     """
@@ -138,32 +138,36 @@ class UNet(nn.Module):
         t         (B,) time steps 0..T-1
         mask      (B, K, H, W) one-hot, all zero where unlabelled; or None for no mask at all
         features  (B, h, H, W) from mask_features(), instead of mask
-        keep      (B,) bool: False drops the mask of that picture, as None would for the whole batch
+        keep      (B,) bool: False drops the mask of that image, as None would for the whole batch
         returns   (B, 3, H, W)
         Raises ValueError where the shapes do not fit.
         """
-        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
-            raise ValueError(f"x must be (B, 3, H, W), H and W multiples of 8 (three halvings), got {tuple(x.shape)}")
-        if any(v is not None and v.shape != x.shape[:1] for v in (t, keep)):
-            raise ValueError(f"t and keep must be ({x.shape[0]},), one value per picture, got {t.shape} and "
-                             f"{keep if keep is None else keep.shape}")
         if mask is not None and features is not None:
             raise ValueError("give mask or features, not both")
-        emb = time_embedding(t, self.emb_dim)  # (B, E)
-        x1 = self.image_stem(x)                # (B, h, H, W)
         if mask is not None:
             features = self.mask_features(mask)
+        self.check_shapes(x, t, features, keep)
+        emb = time_embedding(t, self.emb_dim)      # (B, E)
+        x1 = self.image_stem(x)                    # (B, h, H, W)
         if features is not None:
-            if features.shape != x1.shape:
-                raise ValueError(f"mask features are {tuple(features.shape)}, the image's are {tuple(x1.shape)}")
-            if keep is not None:
-                features = features * keep[:, None, None, None].to(features.dtype)
-            x1 = x1 + features                 # (B, h, H, W)
-        x2 = self.down1(x1, emb)               # (B, 2h, H/2, W/2)
-        x3 = self.down2(x2, emb)               # (B, 4h, H/4, W/4)
-        x4 = self.attention1(self.down3(x3, emb))          # (B, 4h, H/8, W/8)
-        y = self.bottleneck(x4)                            # (B, 4h, H/8, W/8)
-        y = self.attention2(self.up1(y, x3, emb))          # (B, 2h, H/4, W/4)
-        y = self.up2(y, x2, emb)               # (B, h, H/2, W/2)
-        y = self.up3(y, x1, emb)               # (B, h, H, W)
-        return self.out(y)                     # (B, 3, H, W)
+            x1 = x1 + (features if keep is None else features * keep[:, None, None, None].to(features.dtype))
+        x2 = self.down1(x1, emb)                   # (B, 2h, H/2, W/2)
+        x3 = self.down2(x2, emb)                   # (B, 4h, H/4, W/4)
+        x4 = self.attention1(self.down3(x3, emb))  # (B, 4h, H/8, W/8)
+        y = self.bottleneck(x4)                    # (B, 4h, H/8, W/8)
+        y = self.attention2(self.up1(y, x3, emb))  # (B, 2h, H/4, W/4)
+        y = self.up2(y, x2, emb)                   # (B, h, H/2, W/2)
+        y = self.up3(y, x1, emb)                   # (B, h, H, W)
+        return self.out(y)                         # (B, 3, H, W)
+
+    def check_shapes(self, x, t, features, keep):
+        """ValueError where the arguments of forward() do not fit each other."""
+        if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
+            raise ValueError(f"x must be (B, 3, H, W), H and W multiples of 8 (three halvings), got {tuple(x.shape)}")
+        B, _, H, W = x.shape
+        for name, values in ("t", t), ("keep", keep):
+            if values is not None and values.shape != (B,):
+                raise ValueError(f"{name} must be ({B},), one value per image, got {tuple(values.shape)}")
+        expected = (B, self.out.in_channels, H, W)
+        if features is not None and features.shape != expected:
+            raise ValueError(f"mask features must be {expected}, as the image's are, got {tuple(features.shape)}")
