@@ -478,6 +478,8 @@ def evaluate(args):
         measured += likeness + measure_diversity(sets)
     if inception and min(len(real), len(generated)) > 1:
         measured += measure_features(sets, inception, device, args.inception_weights)
+    elif inception:
+        print("FID and KID are left out: they need two images on each side")
     if train_files:
         copies, sheets["nearest_training.png"] = measure_copies(sets, train)
         measured += copies

@@ -490,6 +490,12 @@ def test_diversity_and_copies(command, tmp_path, grainy_root, real):
     greys = [np.full((16, 16, 3), grey + k) for grey in (100, 110, 130) for k in (0, 1)]
     assert value(report, "nearest training image") == pytest.approx(nearest(greys))
     assert value(report, "nearest training image, of real ones") == pytest.approx(nearest([a, b]))
+    rows = cells(tmp_path / "report" / "nearest_training.png")
+    distances = [nearest(np.array([image])) for image, _ in rows]
+    assert len(rows) == 6 and distances == sorted(distances)
+    for (image, train), distance in zip(rows, distances):
+        assert np.sqrt(((train.astype(float) - image) ** 2).mean()) == pytest.approx(distance)
+        assert any((train == x).all() for x in known)
     stolen = [read_image(path) for path in list_files(grainy_root / "train" / "images").values()][7]
     for path in (tmp_path / "fake").iterdir():
         Image.fromarray(stolen[:, ::-1]).save(path)
