@@ -45,9 +45,9 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "FID, layer 64": "distance of early features, textures and colours (the thesis's scale); blind to what is shown",
     "FID, layer 2048": "distance of Inception's last features, 0 = same mean and covariance; nothing about one image",
     "KID": "like FID without its bias from N, around 0 = same distribution, may be negative; nothing about one image",
-    "distance within a mask": "how different its images are, in grey levels 0..255, 0 = all the same; noise is difference too",
+    "distance within a mask": "how different its images are, in grey levels, 0 = all the same; noise is difference too",
     "distance between real images": "the scale for the line above; their masks differ too",
-    "nearest training image": "distance to it, in grey levels; far below the next line = copied; copied details do not show",
+    "nearest training image": "in grey levels; far below the next line = copied; copied details do not show",
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
