@@ -693,21 +693,6 @@ def cut(x):
     path.write_bytes(path.read_bytes()[:-30])
 
 
-<<<<<<< HEAD
-def palette_mask(x):
-    save_mask(np.zeros((16, 16), np.uint8), sorted(x.fake.iterdir())[0], BOOK)
-
-
-def painted_mask(x):
-    Image.fromarray(BOOK.paint(np.array([[0, 1, 3]] * 16, np.uint8).repeat(5, 1))).save(sorted(x.fake.iterdir())[0])
-
-
-def id_mask(x):
-    Image.fromarray(np.array([[0, 3, 255]] * 16, np.uint8)).save(sorted((x.real / "images").iterdir())[0])
-
-
-=======
->>>>>>> w-evaluate
 def unequal_pair(x):
     save_mask(np.zeros((8, 16), np.uint8), sorted((x.real / "masks").iterdir())[0], BOOK)
 
@@ -759,7 +744,7 @@ def generator(x):
     (generator, ["--segmenter", "{real}/generator.pt"], r"checkpoint: a generator's.*experiments.segmenter"),
     (None, ["--segmenter", "{judge}", "--colorbook", "colorbook.json"],
      r"segmenter of other classes, road, sky, car, person: it lacks sidewalk"),
-    (None, ["--device", "cpu", "--colorbook", "{real}/none.json"], r"none.json: no such colorbook"),
+    (None, ["--device", "cpu", "--colorbook", "{real}/none.json"], r"none.json: no such file; expected a colorbook"),
 ])
 def test_bad_input(command, real, fake, judge, tmp_path, harm, options, message):
     """What is wrong is said with its remedy, before anything is written."""
