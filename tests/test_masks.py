@@ -81,7 +81,8 @@ def test_no_colorbook_in_a_checkpoint(tmp_path, content):
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        torch.save({"dict": {"model": 1}, "list": [1], "code": {"colorbook": {"road": [1, 2, 3]}, "other": print}}[content], path)
+        contents = {"dict": {"model": 1}, "list": [1], "code": {"colorbook": {"road": [1, 2, 3]}, "other": print}}
+        torch.save(contents[content], path)
     with pytest.raises(ValueError, match="other.pt: not a colorbook"):
         Colorbook.load(path)
 
