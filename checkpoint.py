@@ -59,6 +59,8 @@ def build(cfg, num_classes, device):
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
     model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     half = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
+    if precision == "fp16" and device.type == "cpu":
+        print("fp16 is slow on a CPU and no gain there: take fp32, or bf16 where the processor has it")
     return model, Diffusion(**cfg["diffusion"]).to(device), lambda: torch.autocast(device.type, half, half is not None)
 
 

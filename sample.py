@@ -46,7 +46,7 @@ def resolve(args):
     s = state["config"]["sample"]
     if args.config or args.preset:
         s |= cfg["sample"]
-    s |= {key.removeprefix("sample."): value for key, value in given.items()}
+    s |= {key.removeprefix("sample."): value for key, value in given.items() if key.startswith("sample.")}
     s["mask"] = s["mask"] or cfg["sample"]["mask"]
     for key in FLAGS:
         if getattr(args, key) is not None:
@@ -196,6 +196,7 @@ def run(args):
 
     def is_made(job):
         with contextlib.suppress(OSError), Image.open(file(job)) as image:
+            image.load()  # OSError where it is cut off
             return image.info.get("settings") == settings(job)
 
     def save(job, image):

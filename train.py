@@ -14,7 +14,6 @@ A run is a folder: checkpoint.pt, log.csv (a row every train.log_every steps), p
 import argparse
 import contextlib
 import copy
-import csv
 import math
 import os
 import shutil
@@ -131,10 +130,11 @@ def start_log(log, step):
 
 
 def append_log(log, row):
+    """Write a row {column: value}; columns without a value, and NaN, stay empty."""
+    cells = [row.get(column, "") for column in COLUMNS]
+    line = ",".join(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in cells).replace("nan", "")
     with open(log, "a", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS, restval="", lineterminator="\n")
-        numbers = {key: f"{value:.5g}" if isinstance(value, float) else value for key, value in row.items()}
-        writer.writerow({key: "" if value == "nan" else value for key, value in numbers.items()})
+        file.write(line + "\n")
 
 
 # -------------------------------------------------------------------------------------------------------- train
