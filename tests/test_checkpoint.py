@@ -181,17 +181,18 @@ def test_the_file_is_synced_before_and_the_folder_after_the_renaming(tmp_path, m
     events, real = [], os.fsync
 
     def fsync(descriptor):
-        is_folder = stat.S_ISDIR(os.fstat(descriptor).st_mode)
-        if is_folder:
-            assert os.path.samestat(os.fstat(descriptor), os.stat(tmp_path))
-        events.append(("folder" if is_folder else "file", path.read_bytes()))
+        synced = os.fstat(descriptor)
+        if stat.S_ISDIR(synced.st_mode):
+            assert os.path.samestat(synced, os.stat(tmp_path))
+            events.append(("folder", path.read_bytes()))
+        else:
+            events.append((f"file of {synced.st_size} bytes", path.read_bytes()))
         real(descriptor)
 
     monkeypatch.setattr(os, "fsync", fsync)
     with replacing(path, keep) as file:
-        file.write(b"new")
-        assert os.fstat(file.fileno()).st_size == 0  # still in memory, so the flush before the sync matters
-    assert events == [("file", b"old"), ("folder", b"new")]
+        file.write(b"newer")
+    assert events == [("file of 5 bytes", b"old"), ("folder", b"newer")]
 
 
 # ------------------------------------------------------------------------------------------------------ save
