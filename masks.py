@@ -104,10 +104,9 @@ def read_mask(path, colorbook):
     rgba, values, kind = np.array(image.convert("RGBA")), np.array(image), "colours"
     opaque = rgba[..., 3] >= 128
     rgba[~opaque] = 0
-    used = np.unique(values[opaque])
     if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
         shown, ours = np.zeros((2, 256, 3), np.uint8)  # the colour of each id, in the file and in the colorbook
-        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+        palette, used = np.reshape(image.getpalette("RGB"), (-1, 3)), np.unique(values[opaque])
         shown[: len(palette)], ours[: len(colorbook)] = palette, colorbook.colors
         if not (shown[UNLABELLED] == colorbook.colors).all(axis=1).any():
             ours[UNLABELLED] = shown[UNLABELLED]  # unlabelled may be shown in any colour
@@ -119,13 +118,13 @@ def read_mask(path, colorbook):
         with Image.open(path) as unread:
             coding = f"{image.format} {unread.tile[0][3]}"  # "L;2" or "L;4" bits were scaled to 0..255
         if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
-            raise ValueError(f"{path}: grey in {coding} is not exactly the ids; expected them. Save it as an 8-bit PNG")
+            raise ValueError(f"{path}: grey in {coding}; expected exact ids, without loss. Save it as an 8-bit PNG")
         kind = "ids"
     if kind == "colours":
         tolerance = 0.03 if image.mode == "P" else 0.01  # a reduced palette may have lost the color of a small stroke
         return snap_colors(rgba[..., :3], opaque, colorbook, path, tolerance)
     if kind == "ids":
-        check_grey(used.tolist(), colorbook, path)
+        check_grey(np.unique(values[opaque]).tolist(), colorbook, path)
     return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), kind, 0.0
 
 
@@ -162,14 +161,13 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
     a hard drawing is all of them, what only looks like one along soft edges is a few.
     """
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
-    for shade, near in ((0, 0), (255, REACH)):  # black and white mean unlabelled, unless a class has that colour
-        if np.linalg.norm(colors - shade, axis=1).min() > near:
-            names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
+    for name, shade, near in (("unlabelled", 0, 0), ("unlabelled (white)", 255, REACH)):
+        if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class has that colour
+            names, colors = [*names, name], np.append(colors, [[shade] * 3], axis=0)
     codes, exact = (c.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for c in (rgb, colors))
     off = ~np.isin(codes, exact)
     if not off.any():
-        order = exact.argsort()
-        index = order[np.searchsorted(exact[order], codes)]
+        index = exact.argsort()[np.searchsorted(np.sort(exact), codes)]
     else:
         step = math.ceil(math.sqrt(off.size / LARGEST))
         part = np.s_[step // 2 :: step, step // 2 :: step]
@@ -182,7 +180,7 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
         y, x = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(off.shape, index.shape))
         index = index[y[:, None], x]  # as large as the file again
     ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
-    white = ((ids == UNLABELLED) & (rgb.min(axis=2) > 250)).any()
+    white = names[-1] == "unlabelled (white)" and (index == len(names) - 1).any()
     return ids, "colours (white taken as unlabelled)" if white else "colours", float(off.mean())
 
 
@@ -226,9 +224,8 @@ def snap(rgb, colors):
     thin = ~explained & ~far
     index[thin], explained = nearest[thin], explained | thin
     wide = -dilate(-(far & (spread <= 2))[None].float(), 5)[0] > 0  # 7x7 of one color, even between those beside it
-    unknown = far & (spread <= 8) & ~explained | wide
-    if (~explained).float().mean() > 0.25:  # a photograph
-        unknown = ~explained
+    photograph = (~explained).float().mean() > 0.25
+    unknown = ~explained & (photograph | far & (spread <= 8)) | wide
     return index.numpy(), solid.numpy(), unknown.numpy()
 
 
