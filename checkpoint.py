@@ -138,7 +138,7 @@ def read_checkpoint(path):
         state["config"] = complete(state["config"], "its config")
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in "ema", "model":
-            model.load_state_dict(dict(state[weights]), assign=True)  # a copy: torch marks what was assigned in it
+            model.load_state_dict(dict(state[weights]), assign=True)  # a copy: torch would note "assign" in the state
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -198,8 +198,8 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
                          + "; ".join([*fixed.values(), *filter(None, [differ])]))
     for key in changed:
         print(f"resuming: {changed[key]}")
-    if state["path"] != path:
-        with suppress(FileNotFoundError):  # it may be gone, or another process was first
+    if state["path"] != path and path.exists():
+        with suppress(FileNotFoundError):  # another process was faster
             os.replace(path, path.with_name(path.name + ".damaged"))
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
