@@ -136,7 +136,7 @@ def read_checkpoint(path):
         state["config"] = complete(state["config"], "its config")
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in "ema", "model":
-            model.load_state_dict(state[weights], assign=True)
+            model.load_state_dict(dict(state[weights]), assign=True)  # a copy: torch would note "assign" in the state
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
