@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -194,7 +194,8 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
     for key in changed:
         print(f"resuming: {changed[key]}")
     if state["path"] != path and path.exists():
-        os.replace(path, path.with_name(path.name + ".damaged"))
+        with suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, path.with_name(path.name + ".damaged"))
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])
