@@ -1,8 +1,12 @@
-"""What a mask is: classes and their colours, reading, saving, one-hot planes, the legend."""
+"""What a mask is: classes and their colours, reading, soft edges, saving, one-hot planes, the legend.
+
+    python masks.py --colorbook colorbook.json --out legend.png     draw which colour is which class
+    python masks.py --colorbook runs/toy/checkpoint.pt              the classes that a checkpoint was trained with
+"""
 
 import argparse
-import itertools
 import json
+import math
 import sys
 import warnings
 from collections import Counter
@@ -11,24 +15,26 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter, ImageFont, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 UNLABELLED = 255
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", ".tif", ".tiff")
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+REACH = 20  # a colour this far from a class's (Euclidean, 0..255 a channel) may still be meant as it
+LARGEST = 2**20  # pixels: of a larger drawing with soft edges, every 2nd, 3rd, ... row and column is looked at
 
 
 class Colorbook:
-    """The classes in id order: names (K strings) and colors (K, 3) uint8; at most 255 of them."""
+    """The classes in id order: names (K strings), colors (K, 3) uint8, and source, the file that they came from."""
 
     def __init__(self, classes, source="colorbook.json"):
-        """classes: {name: [r, g, b]}, each 0..255, in id order. ValueError where that is not what it is."""
+        """classes: {name: [r, g, b]}, 1 to 255 of them, each value 0..255. ValueError where that is not what it is."""
         for name, rgb in classes.items():
             if not (isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)):
                 raise ValueError(f"class {name!r} has colour {rgb!r}: expected three whole numbers 0..255")
-        twice = [rgb for rgb, n in Counter(map(tuple, classes.values())).items() if n > 1]
-        if twice or not 1 <= len(classes) <= 255:
-            raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, repeated: {twice}")
-        self.classes, self.names, self.source = dict(classes), list(classes), source
+        repeated = [rgb for rgb, n in Counter(map(tuple, classes.values())).items() if n > 1]
+        if repeated or not 1 <= len(classes) <= 255:
+            raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, twice: {repeated}")
+        self.classes, self.names, self.source = dict(classes), list(classes), str(source)
         self.colors = np.array(list(classes.values()), np.uint8)
 
     def __len__(self):
@@ -36,87 +42,90 @@ class Colorbook:
 
     @classmethod
     def load(cls, path):
-        """Read a colorbook.json; FileNotFoundError or ValueError name the file."""
-
-        def no_repeats(pairs):
+        """Read a colorbook.json, or the colorbook in a checkpoint.pt. FileNotFoundError or ValueError name the file."""
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file; expected a colorbook.json or a checkpoint.pt")
+        try:
+            if ".pt" in Path(path).suffixes:  # checkpoint.pt.previous too
+                pairs = list(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["colorbook"].items())
+            else:
+                pairs = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list)
             repeated = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
             if repeated:
                 raise ValueError(f"the class {repeated[0]!r} stands in it twice")
-            return dict(pairs)
-
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such colorbook; expected a JSON file {{name: [r, g, b], ...}}")
-        try:
-            classes = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=no_repeats)
-            if not isinstance(classes, dict):
-                raise ValueError("expected {name: [r, g, b], ...}")
-            return cls(classes)
-        except ValueError as error:
-            raise ValueError(f"{path}: not a colorbook: {error}") from None
+            return cls(dict(pairs), path)
+        except Exception as error:  # torch raises many kinds for a broken file
+            raise ValueError(f"{path}: not a colorbook ({{name: [r, g, b], ...}}) or checkpoint: {error}") from error
 
     def save(self, path):
         lines = [f"  {json.dumps(name)}: {json.dumps(rgb)}" for name, rgb in self.classes.items()]
         Path(path).write_text("{\n" + ",\n".join(lines) + "\n}\n", encoding="utf-8")
 
     def paint(self, ids):
-        """Class ids (H, W) uint8 to their colours (H, W, 3) uint8; unlabelled is black."""
-        table = np.zeros((256, 3), np.uint8)
-        table[: len(self)] = self.colors
-        return table[ids]
+        """Class ids (H, W) uint8 to colours (H, W, 3) uint8 for people: unlabelled is a light grey checkerboard."""
+        y, x = np.indices(ids.shape)
+        board = np.where((y // 4 + x // 4) % 2, 200, 230).astype(np.uint8)
+        colors = self.colors[np.minimum(ids, len(self) - 1)]
+        return np.where((ids == UNLABELLED)[..., None], board[..., None], colors)
 
 
 def open_image(path):
-    """A picture file, read to its end and turned as its EXIF says; ValueError names the file."""
+    """An image file as a PIL image, read to its end, turned as its EXIF says. ValueError names file and remedy."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
             with Image.open(path) as image:
-                image.verify()  # the check sums of a PNG, which are not looked at otherwise; it has to be opened anew then
+                image.verify()  # check sums of a PNG, not looked at otherwise; it has to be opened anew then
             with Image.open(path) as image:
                 frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":  # phones put a second, small picture into an MPO
+                if frames > 1 and image.format != "MPO":  # phones put a second, small image into an MPO
                     raise ValueError(f"it has {frames} frames, of which none is known to be the right one")
                 ImageOps.exif_transpose(image, in_place=True)
         return image
     except Exception as error:  # Pillow raises many kinds for a broken file
         size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
-        raise ValueError(f"{path}{size}: not readable as a picture: {error}. Expected a whole file of one frame and at most "
-                         f"{Image.MAX_IMAGE_PIXELS:,} pixels: download it again, or save it as a PNG") from error
+        remedy = "expected a complete file of one frame. Download it again, or save it as a PNG"
+        if "DecompressionBomb" in type(error).__name__:
+            remedy = f"expected at most {Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down (a mask without smoothing)"
+        raise ValueError(f"{path}{size}: not readable as an image: {error}; {remedy}") from error
 
 
 def read_mask(path, colorbook):
     """A mask file as class ids.
 
-    Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids" or "colours"), and the
-    share 0..1 of pixels whose colour was off and had to be snapped to a class. Transparent is unlabelled in all of them.
+    Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids", "colours", or "colours
+    (white taken as unlabelled)"), and the share 0..1 of pixels whose colour was off and had to be snapped to a class.
+    Unlabelled is what is transparent and, in colours, black if no class is black and white if none is nearly white.
     ValueError names the file, the unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
     if image.mode not in ("P", "L", "RGB", "RGBA"):
-        raise ValueError(f"{path}: a picture of mode {image.mode}; expected an 8-bit palette, grey (ids), RGB or RGBA "
-                         "picture. Save it as an 8-bit PNG")
-    values, kind, opaque = np.array(image), "colours", np.ones(image.size[::-1], bool)
-    if image.has_transparency_data:
-        opaque = np.array(image.convert("RGBA"))[..., 3] >= 128
-    if image.mode == "P":  # ids if the palette says so, else a colour picture that happens to be stored with a palette
-        used, palette = np.unique(values[opaque]).tolist(), image.getpalette("RGB")
-        shown = {i: tuple(palette[3 * i : 3 * i + 3]) or (0, 0, 0) for i in used}
-        classes = dict(enumerate(map(tuple, colorbook.colors.tolist())))
-        grey = all(rgb == (i, i, i) for i, rgb in shown.items()) and (any(used) or palette[3:6] == [1, 1, 1])
-        ours = (rgb == classes.get(i, (0, 0, 0)) or i == UNLABELLED and rgb not in classes.values() for i, rgb in shown.items())
-        if grey or all(ours):
+        raise ValueError(f"{path}: mode {image.mode}; expected palette, grey (ids) or RGB(A). Save it as an 8-bit PNG")
+    rgba, values, kind = np.array(image.convert("RGBA")), np.array(image), "colours"
+    opaque = rgba[..., 3] >= 128
+    rgba[~opaque] = 0
+    used = np.unique(values[opaque])
+    if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
+        shown, ours = np.zeros((2, 256, 3), np.uint8)  # the colour of each id, in the file and in the colorbook
+        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
+        shown[: len(palette)], ours[: len(colorbook)] = palette, colorbook.colors
+        if not (shown[UNLABELLED] == colorbook.colors).all(axis=1).any():
+            ours[UNLABELLED] = shown[UNLABELLED]  # unlabelled may be shown in any colour
+        if np.array_equal(shown[used], ours[used]):
             kind = "palette"
-    elif image.mode == "L":
+        elif (shown[used] == used[:, None]).all() and (shown[1] == 1).all():  # a ramp of greys
+            kind = "ids"
+    if image.mode == "L":
         with Image.open(path) as unread:
-            coding = f"{image.format} {unread.tile[0][3]}"  # 2 or 4 bits are "L;2" or "L;4", and were scaled to 0..255
+            coding = f"{image.format} {unread.tile[0][3]}"  # "L;2" or "L;4" bits were scaled to 0..255
         if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
-            raise ValueError(f"{path}: a grey picture stored as {coding}, so that its values are not exactly the ids; expected "
-                             "8 bits without loss. Save it as an 8-bit PNG")
+            raise ValueError(f"{path}: grey in {coding} is not exactly the ids; expected them. Save it as an 8-bit PNG")
         kind = "ids"
     if kind == "colours":
-        lossy = image.format in ("JPEG", "MPO", "WEBP", "AVIF")
-        ids, snapped = snap_colors(np.array(image.convert("RGBA"))[..., :3], opaque, colorbook, path, lossy)
-        return ids, kind, snapped
+        tolerance = 0.03 if image.mode == "P" else 0.01  # a reduced palette may have lost the color of a small stroke
+        return snap_colors(rgba[..., :3], opaque, colorbook, path, tolerance)
+    if kind == "ids":
+        check_grey(used.tolist(), colorbook, path)
     return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), kind, 0.0
 
 
@@ -124,109 +133,114 @@ def check_ids(ids, colorbook, path):
     """ids as they are, or a ValueError where one is neither a class nor 255."""
     values, counts = np.unique(ids[(ids >= len(colorbook)) & (ids != UNLABELLED)], return_counts=True)
     if len(values):
-        found = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
-        raise ValueError(f"{path}: unknown class ids {found}; expected 0..{len(colorbook) - 1} or 255 for unlabelled, "
+        listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
+        raise ValueError(f"{path}: unknown class ids {listed}; expected 0..{len(colorbook) - 1} or 255 for unlabelled, "
                          f"the nearest class is {len(colorbook) - 1} {colorbook.names[-1]!r}. Are these the ids of "
-                         "another colorbook?")
+                         "another colorbook, or colours that were saved as grey?")
     return ids
 
 
-def snap_colors(rgb, opaque, colorbook, path, lossy=False, near=6, reach=20):
-    """Colours (H, W, 3) uint8 to ids (H, W) and the share of snapped pixels; black and transparent are unlabelled.
+def check_grey(used, colorbook, path):
+    """ValueError if the values of a grey mask may be colours: programs save a drawing in black and white as grey.
 
-    A pixel is sure if it has the colour of a class, within `near` (Euclidean, 0..255 a channel), in an even spot, or
-    exactly, in a drawing without soft edges. Every other one is a blend of two classes beside it, and belongs to the nearer
-    end of the line of colours between them, so never to a third class whose colour lies on the way. Beside it are those
-    sure in a square that grows until the colour comes within reach / 2 of a line. What is left goes to a class within
-    `reach`, or was a stroke so thin that it has no sure pixel: a blend of a class beside it and any other. Anything else is
-    unknown: an error if it is painted, which is an even spot or one colour in 20 pixels, or makes up more than 2 %. In a file
-    that was compressed with loss, all edges ring: there 10 % may be unknown, and an equal colour says nothing.
+    They may be if each is the grey of a class, or black or white, at least one is of a class, and as ids they would be
+    other classes. So {0, 255} is class 0 and unlabelled, unless a class is white, or one other than class 0 is black.
     """
-    H, W = opaque.shape
-    rgb = np.where(opaque[..., None], rgb, 0).astype(np.uint8)
-    colors, names = colorbook.colors.astype(np.float32), colorbook.names
-    if colors.any(axis=1).all():  # no class is black: black means unlabelled
-        colors, names = np.concatenate([colors, np.zeros((1, 3), np.float32)]), [*names, "unlabelled"]
-    packed, index = np.unique(rgb.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32), return_inverse=True)
-    index, found = index.reshape(H, W), np.stack([packed >> 16, packed >> 8 & 255, packed & 255], axis=1).astype(np.float32)
-    nearest, least = np.zeros(len(found), np.uint8), np.full(len(found), np.inf, np.float32)
-    for k, color in enumerate(colors):
-        distance = np.linalg.norm(found - color, axis=1)
-        nearest, least = np.where(distance < least, np.uint8(k), nearest), np.minimum(distance, least)
-    ids, off = nearest[index], least[index]
-    snapped = float((off > 0).mean())
-    if snapped:
-        picture = Image.fromarray(rgb)
-        largest, smallest = (np.array(picture.filter(f(3))) for f in (ImageFilter.MaxFilter, ImageFilter.MinFilter))
-        spread = (largest - smallest).max(axis=2)  # in the 3x3 pixels around
-        hard = ~np.array(Image.fromarray(off > 0).convert("L").filter(ImageFilter.MaxFilter(3))).astype(bool)
-        sure = (off <= near) & (spread <= 8) | (off <= reach) & (spread <= 2) | hard
-        unknown = off > reach
-        if (unknown & (spread <= 2)).any():  # painted, whatever is beside it
-            unknown &= spread <= 2
-        elif unknown.mean() < 0.5:  # no photograph
-            ids, unknown = unblend(ids, off, sure, found[index], colors, reach)
-        stroke = not lossy and unknown.any() and np.bincount(index[unknown]).max() >= 20
-        if stroke or (unknown & (spread <= 8)).any() or unknown.mean() > (0.1 if lossy else 0.02):
-            unknown = ~sure & np.isin(index, index[unknown])  # with those that a blend might have explained
-            counts = Counter(index[unknown].tolist()).most_common(5)
-            listed = "; ".join(f"{tuple(map(int, found[i]))} {n} pixels, nearest class {names[nearest[i]]!r} "
-                               f"{tuple(map(int, colors[nearest[i]]))}" for i, n in counts)
-            raise ValueError(f"{path}: {unknown.sum()} pixels ({unknown.mean():.1%}) have colours that are in no class "
-                             f"of the colorbook: {listed}. Paint with the colours that `python masks.py` draws")
-    ids[(ids >= len(colorbook)) | ~opaque] = UNLABELLED
-    return ids, snapped
+    greys = {rgb[0]: k for k, rgb in enumerate(colorbook.colors.tolist()) if len(set(rgb)) == 1}
+    meant = {v: greys.get(v, UNLABELLED) for v in used}
+    if greys.keys() & meant and meant.keys() <= greys.keys() | {0, 255} and any(v != k for v, k in meant.items()):
+        name = dict(enumerate(colorbook.names)) | {UNLABELLED: "unlabelled"}
+        listed = "; ".join(f"{v} is the colour of {name[k]!r} and the id of {name.get(v)!r}" for v, k in meant.items())
+        raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids only. Save it as an "
+                         "8-bit PNG, in RGB if these are colours, with a palette if they are ids")
 
 
-def unblend(ids, off, sure, rgb, colors, reach):
-    """The ids of soft edges: see snap_colors(). Returns ids (H, W), and where they are unknown, (H, W) bool.
+def snap_colors(rgb, opaque, colorbook, path, tolerance):
+    """Colours (H, W, 3) uint8, black where not opaque, to what read_mask() returns.
 
-    ids (H, W) are the nearest classes, off (H, W) their distance in colour, sure (H, W) says where they are right; rgb
-    (H, W, 3) are the colours, and colors (K, 3) those of the classes.
+    ValueError where unknown pixels are more than `tolerance` of those that are not solid (see snap): a foreign spot in
+    a hard drawing is all of them, what only looks like one along soft edges is a few.
     """
-    (H, W), K, (v, u), (y, x) = ids.shape, len(colors), np.nonzero(sure), np.nonzero(~sure)
-    color, label, known = rgb[y, x], ids[y, x], np.zeros(len(y), bool)
-    miss = np.full(len(y), np.inf, np.float32)
+    names, colors = list(colorbook.names), colorbook.colors.astype(int)
+    for shade, near in ((0, 0), (255, REACH)):  # black and white mean unlabelled, unless a class has that colour
+        if np.linalg.norm(colors - shade, axis=1).min() > near:
+            names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
+    codes, exact = (c.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for c in (rgb, colors))
+    off = ~np.isin(codes, exact)
+    if not off.any():
+        order = exact.argsort()
+        index = order[np.searchsorted(exact[order], codes)]
+    else:
+        step = math.ceil(math.sqrt(off.size / LARGEST))
+        part = np.s_[step // 2 :: step, step // 2 :: step]
+        index, solid, unknown = snap(rgb[part], colors)
+        if unknown.sum() > tolerance * (~solid).sum():
+            foreign = codes[off & np.isin(codes, codes[part][unknown])]
+            raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in "
+                             f"no class of the colorbook: {describe_colors(foreign, colors, names)}. Paint with the "
+                             f"colours that `python masks.py --colorbook {colorbook.source}` draws")
+        y, x = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(off.shape, index.shape))
+        index = index[y[:, None], x]  # as large as the file again
+    ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
+    white = ((ids == UNLABELLED) & (rgb.min(axis=2) > 250)).any()
+    return ids, "colours (white taken as unlabelled)" if white else "colours", float(off.mean())
 
-    def blend(at, a, b):
-        """Pixels `at` take the nearer end of the line from class a to b if they are closer to it than to any so far."""
-        way = colors[b] - colors[a]
-        t = ((color[at] - colors[a]) @ way / max(way @ way, 1)).clip(0, 1)
-        aside = np.linalg.norm(color[at] - colors[a] - t[:, None] * way, axis=1)
-        closer = aside < miss[at]
-        miss[at[closer]], label[at[closer]] = aside[closer], np.where(t < 0.5, a, b)[closer]
 
-    side, present = 4, torch.zeros(K, -(-H // 4), -(-W // 4))
-    present[ids[v, u].astype(int), v // side, u // side] = 1  # which classes are in which square
-    while True:
-        beside = F.max_pool2d(present, 3, 1, 1).numpy() > 0  # in the square of a pixel and the eight around it
-        left, together = np.flatnonzero(~known), beside.reshape(K, -1).astype(np.float32)
-        here = beside[:, y[left] // side, x[left] // side]
-        miss[left] = np.inf
-        for a, b in np.argwhere(np.triu(together @ together.T)):
-            blend(left[here[a] & here[b]], a, b)
-        known[left] = miss[left] <= reach / 2
-        if 2 * side > max(16, min(H, W) // 16):
-            break
-        present, side = F.max_pool2d(present, 2, ceil_mode=True), 2 * side
-    low, high = (extreme(np.where(beside[..., None], colors[:, None, None], none), axis=0)[y // side, x // side]
-                 for extreme, none in ((np.min, np.inf), (np.max, -np.inf)))
-    known |= ((color >= low - reach) & (color <= high + reach)).all(axis=1)  # a blend of three, or in linear light
-    left, before = np.flatnonzero(~known), label.copy()
-    miss[left] = np.inf
-    for a, b in itertools.product(range(K), repeat=2):
-        blend(left[beside[a, y[left] // side, x[left] // side]], a, b)
-    close = off[y, x] <= reach
-    label = np.where(known | (miss <= reach / 2), label, np.where(close, ids[y, x], before))
-    ids, unknown = ids.copy(), np.zeros((H, W), bool)
-    ids[y, x], unknown[y, x] = label, ~(known | (miss <= reach / 2) | close)
-    return ids, unknown
+def describe_colors(codes, colors, names):
+    """The commonest of codes (red << 16 | green << 8 | blue), how many pixels have them, and the nearest of colors."""
+    listed = []
+    for code, n in Counter(codes.tolist()).most_common(5):
+        color = code >> 16, code >> 8 & 255, code & 255
+        k = np.linalg.norm(colors - color, axis=1).argmin()
+        listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
+    return "; ".join(listed)
+
+
+def snap(rgb, colors):
+    """Which of colors each pixel of a drawing with soft edges was painted in.
+
+    rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors, what is solid, what is unknown, each (H, W).
+    Solid: a pixel that is like the eight around it and near one of colors, or it and they are exact. Every other pixel
+    takes the nearest of the colors that are solid close by, so never a third one that lies between them; how close by
+    grows until its own color lies between theirs. If it never does, it is part of a thin stroke: of a color that is
+    near, or else taken for what is beside it. Unknown: what has an interior of its own, even and near none of colors.
+    """
+    (H, W), K = rgb.shape[:2], len(colors)
+    planes, colors = torch.tensor(rgb).permute(2, 0, 1).float(), torch.tensor(colors).float()  # (3, H, W), (K, 3)
+    distance = torch.cdist(planes.flatten(1).T, colors).T.reshape(K, H, W)
+    off, nearest = distance.min(dim=0)
+    far = off > REACH
+    spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
+    solid = ~far & (spread <= 4) | (dilate((off > 0)[None].float())[0] == 0)
+    index, explained, (v, u) = nearest.clone(), solid.clone(), torch.nonzero(solid, as_tuple=True)
+    for side in (4, 8, 16):  # close by: the square of so many pixels that holds the pixel, and the eight around it
+        present = torch.zeros(K, -(-H // side), -(-W // side))
+        present[nearest[v, u], v // side, u // side] = 1
+        beside = dilate(present) > 0
+        low = torch.where(beside[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
+        high = torch.where(beside[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
+        y, x = torch.nonzero(~explained, as_tuple=True)
+        row, column, color = y // side, x // side, planes[:, y, x].T
+        index[y, x] = (distance[:, y, x] + 1000 * ~beside[:, row, column]).argmin(dim=0)
+        explained[y, x] = ((low[row, column] <= color) & (color <= high[row, column])).all(dim=1)
+    thin = ~explained & ~far
+    index[thin], explained = nearest[thin], explained | thin
+    wide = -dilate(-(far & (spread <= 2))[None].float(), 5)[0] > 0  # 7x7 of one color, even between those beside it
+    unknown = far & (spread <= 8) & ~explained | wide
+    if (~explained).float().mean() > 0.25:  # a photograph
+        unknown = ~explained
+    return index.numpy(), solid.numpy(), unknown.numpy()
+
+
+def dilate(planes, side=3):
+    """The largest value of planes (C, H, W) in the side x side pixels around each."""
+    return F.max_pool2d(planes, side, 1, side // 2)
 
 
 def save_mask(ids, path, colorbook):
-    """Write class ids (H, W) uint8 as the palette PNG described above."""
+    """Write class ids (H, W) uint8 as a palette PNG: pixel = id, palette = colorbook, unlabelled is black."""
     image = Image.fromarray(np.ascontiguousarray(ids))
-    image.putpalette(colorbook.paint(np.arange(256, dtype=np.uint8)).tobytes())
+    image.putpalette(colorbook.colors.tobytes().ljust(768, b"\0"))
     image.save(path)
 
 
@@ -252,21 +266,16 @@ def draw_bars(colorbook, texts, lengths=None):
     return image
 
 
-def legend(args):
-    """Draw class, colour and id of a colorbook."""
-    colorbook = Colorbook.load(args.colorbook)
-    draw_bars(colorbook, [str(tuple(map(int, c))) for c in colorbook.colors]).save(args.out)
-    print(f"{args.out}: {len(colorbook)} classes")
-
-
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--colorbook", default="colorbook.json")
-    parser.add_argument("--out", default="legend.png")
+    parser.add_argument("--colorbook", default="colorbook.json", help="or a checkpoint.pt; default: %(default)s")
+    parser.add_argument("--out", default="legend.png", help="default: %(default)s")
     args = parser.parse_args()
     sys.stdout.reconfigure(errors="backslashreplace")
     try:
-        legend(args)
+        colorbook = Colorbook.load(args.colorbook)
+        draw_bars(colorbook, [str(tuple(rgb)) for rgb in colorbook.colors.tolist()]).save(args.out)
+        print(f"{args.out}: {len(colorbook)} classes")
     except (ValueError, OSError) as error:
         raise SystemExit(f"error: {error}")
 

@@ -2,49 +2,72 @@
 
 import argparse
 import os
-import shutil
-import sys
+import re
+import tempfile
 from pathlib import Path
 
 from PIL import Image
 from tqdm import tqdm
 
+from config import command
 from masks import save_mask
+
+PREPARED = re.compile(r"colorbook\.json|(train|val|test)/((images|masks)/([^/]+\.png)?|\.planes_[^/]+)?")
 
 
 def parse_size(text):
     """ "64x96" to (64, 96): height, width."""
     parts = text.lower().split("x")
-    if len(parts) != 2 or not all(p.isdigit() and int(p) for p in parts):
+    if len(parts) != 2 or not all(p.isdecimal() and int(p) for p in parts):
         raise argparse.ArgumentTypeError(f"expected HEIGHTxWIDTH such as 128x128, got {text!r}")
     return int(parts[0]), int(parts[1])
+
+
+def check_replaceable(out):
+    """FileExistsError if `out` holds anything but a prepared data set and the maps that Pairs makes of it."""
+    remedy = "and is not replaced: choose another --out, or delete it yourself"
+    if out.exists() and not out.is_dir():
+        raise FileExistsError(f"{out} is a file, {remedy}")
+    for path in out.rglob("*"):
+        name = path.relative_to(out).as_posix() + "/" * path.is_dir()
+        if path.is_symlink() or not PREPARED.fullmatch(name):
+            raise FileExistsError(f"{out} holds {name}, which is no part of a prepared data set, {remedy}")
+    if out.exists() and any(out.iterdir()) and not (out / "colorbook.json").exists():
+        raise FileExistsError(f"{out} holds files but no colorbook.json, so it is no prepared data set, {remedy}")
 
 
 def write_dataset(out, colorbook, splits):
     """Write a prepared data set: all of it or nothing.
 
     splits: {"train": [(stem, make), ...], ...} where make() returns an image (H, W, 3) and ids (H, W), both uint8.
-    It is built in <out>.partial and renamed at the end, so a run that was stopped leaves nothing half-written and a
-    second run replaces the first. A folder that is no prepared data set is never replaced: FileExistsError.
+
+    It is built in a temporary folder beside `out`. An older set is moved aside, and deleted when the new one is in its
+    place. FileExistsError where `out` holds anything else: see check_replaceable().
     """
-    out = Path(out)
-    partial = out.with_name(out.name + ".partial")
-    if out.exists() and not (out / "colorbook.json").is_file():
-        raise FileExistsError(f"{out} exists and is no prepared data set (no colorbook.json): choose another --out")
+    out = Path(out).resolve()  # where `out` is a link, the folder behind it is replaced, not the link
+    check_replaceable(out)
     if not any(splits.values()):
         raise ValueError(f"no image has a mask: nothing to write to {out}")
-    shutil.rmtree(partial, ignore_errors=True)
-    for split, items in splits.items():
-        for kind in ("images", "masks"):
-            (partial / split / kind).mkdir(parents=True)
-        for stem, make in tqdm(items, desc=f"{out.parent.name} {split}", unit="pair"):
-            image, ids = make()
-            Image.fromarray(image).save(partial / split / "images" / f"{stem}.png")
-            save_mask(ids, partial / split / "masks" / f"{stem}.png", colorbook)
-    colorbook.save(partial / "colorbook.json")
-    if out.exists():
-        shutil.rmtree(out)
-    os.replace(partial, out)
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix=f"{out.name}.partial-", dir=out.parent) as beside:
+        new, old = Path(beside, "new"), Path(beside, "old")
+        for split, items in splits.items():
+            for kind in ("images", "masks"):
+                (new / split / kind).mkdir(parents=True)
+            for stem, make in tqdm(items, f"{out.parent.name} {split}", unit="pair"):
+                image, ids = make()
+                Image.fromarray(image).save(new / split / "images" / f"{stem}.png")
+                save_mask(ids, new / split / "masks" / f"{stem}.png", colorbook)
+        colorbook.save(new / "colorbook.json")
+        check_replaceable(out)  # again: building takes minutes, in which somebody may have put files there
+        try:
+            if out.exists():
+                os.replace(out, old)
+            os.replace(new, out)
+        except BaseException:  # Ctrl-C too: leaving the temporary folder deletes what is in it
+            if old.exists() and not out.exists():
+                os.replace(old, out)
+            raise
     print(f"{out}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " pairs")
 
 
@@ -59,8 +82,10 @@ def prepare_command(prepare, doc, name, size, **more):
                         help="centred window that is taken first; default: the largest that has the ratio of --size")
     for flag, options in more.items():
         parser.add_argument(f"--{flag}", **options)
-    sys.stdout.reconfigure(errors="backslashreplace")  # a name that this terminal cannot show is no error
-    try:
-        prepare(**vars(parser.parse_args()))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}")
+
+    def run(source, out, **options):
+        if source.resolve().is_relative_to(out.resolve()):
+            raise ValueError(f"--out {out} is or contains --source {source}, which is not replaced: choose another")
+        prepare(source, out, **options)
+
+    command(lambda: run(**vars(parser.parse_args())))

@@ -1,329 +1,38 @@
-"""Colorbook, masks, sizes, pairs, batches, pictures. Every picture is drawn here and its right answer is known."""
+"""Images and pairs: sizes, reading, maps, augmentation, batches, sheets. Every image is drawn here and is known."""
 
-import csv
+import colorsys
 import itertools
 import json
+import multiprocessing
+import os
 import random
 import re
 import sys
-from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFilter
+from PIL import Image
+from scenes import (
+    CAR, CITYSCAPES, NONE, PALETTE, ROAD, SKY, VEGETATION, check_match, save_palette, street, write_pairs)
 
 import dataset
-import masks
+from config import load_config
 from data.common import parse_size
-from dataset import Pairs, augment_pair, batches, contact_sheet, fit, to_uint8, unpack
-from masks import Colorbook, one_hot, read_mask, save_mask
-
-CITYSCAPES = {  # copied from cityscapesScripts, labels.py, in the order of trainId
-    "road": (128, 64, 128), "sidewalk": (244, 35, 232), "building": (70, 70, 70), "wall": (102, 102, 156),
-    "fence": (190, 153, 153), "pole": (153, 153, 153), "traffic light": (250, 170, 30), "traffic sign": (220, 220, 0),
-    "vegetation": (107, 142, 35), "terrain": (152, 251, 152), "sky": (70, 130, 180), "person": (220, 20, 60),
-    "rider": (255, 0, 0), "car": (0, 0, 142), "truck": (0, 0, 70), "bus": (0, 60, 100), "train": (0, 80, 100),
-    "motorcycle": (0, 0, 230), "bicycle": (119, 11, 32)}
-NAMES = [*CITYSCAPES, *["unlabelled"] * 237]  # by id, as PALETTE
-PALETTE = np.zeros((256, 3), np.uint8)
-PALETTE[:19] = list(CITYSCAPES.values())
-BOOK = Colorbook({name: list(rgb) for name, rgb in CITYSCAPES.items()})
-ROAD, BUILDING, POLE, VEGETATION, SKY, PERSON, CAR, TRUCK, MOTORCYCLE, NONE = 0, 2, 5, 8, 10, 11, 13, 14, 17, 255
-
-
-def street(h=48, w=64):
-    """A scene of six classes and unlabelled, with straight edges."""
-    ids = np.full((h, w), SKY, np.uint8)
-    ids[h // 2 :], ids[h // 4 : h // 2, : w // 3], ids[h // 3 : h // 2, w // 2 :] = ROAD, BUILDING, VEGETATION
-    ids[h // 2 : 3 * h // 4, w // 2 : 3 * w // 4], ids[h // 2 :, : w // 8], ids[-h // 8 :] = CAR, PERSON, NONE
-    return ids
-
-
-def drawing(size, classes):
-    """Ids (size, size) of slanted and round shapes of five classes that touch one another; the same in any size."""
-    canvas = Image.new("L", (size, size), classes[0])
-    pen, s = ImageDraw.Draw(canvas), size / 512
-    pen.polygon([(x * s, y * s) for x, y in [(0, 300), (200, 260), (512, 330), (512, 512), (0, 512)]], fill=classes[1])
-    pen.ellipse([v * s for v in (60, 120, 260, 330)], fill=classes[2])
-    pen.polygon([(x * s, y * s) for x, y in [(230, 200), (420, 150), (440, 420), (210, 380)]], fill=classes[3])
-    pen.ellipse([v * s for v in (300, 270, 400, 480)], fill=classes[4])
-    return np.array(canvas)
-
-
-def save_palette(ids, path, palette=PALETTE, **options):
-    image = Image.fromarray(ids)
-    image.putpalette(np.ascontiguousarray(palette, np.uint8).tobytes())
-    image.save(path, **options)
-
-
-# ------------------------------------------------------------------------------------------------ colorbook
-
-
-def test_colorbook_is_cityscapes():
-    """A mask of BDD100K or Cityscapes would be read as other classes than everybody else's."""
-    stored = json.loads((Path(dataset.__file__).parent / "colorbook.json").read_text(encoding="utf-8"))
-    assert list(stored) == list(CITYSCAPES) and [tuple(rgb) for rgb in stored.values()] == list(CITYSCAPES.values())
-
-
-@pytest.mark.parametrize("text, said", [
-    ('{"road": [1, 2, 3], "road": [4, 5, 6]}', "road"),
-    ('{"road": [1, 2, 3], "sky": [1, 2, 3]}', "1, 2, 3"),
-    ('{"road": [1, 2]}', "road"),
-    ('{"road": [1, 2, 3, 4]}', "road"),
-    ('{"road": [1, 2, 256]}', "256"),
-    ('{"road": [1, 2, -1]}', "-1"),
-    ('{"road": [1, 2, 0.5]}', "0.5"),
-    ('{"road": [true, 2, 3]}', "road"),
-    ('{"road": "#010203"}', "#010203"),
-    ("{}", "1 to 255"),
-    ("[[1, 2, 3]]", ""),
-    ('{"road": [1, 2, 3]', ""),
-    ("", "")])
-def test_colorbook_errors(tmp_path, text, said):
-    """A slip in a user's own colorbook would surface much later, or as an error about nothing."""
-    (tmp_path / "mine.json").write_text(text, encoding="utf-8")
-    with pytest.raises(ValueError, match="mine.json") as error:
-        Colorbook.load(tmp_path / "mine.json")
-    assert said in str(error.value)
-
-
-def test_colorbook_missing(tmp_path):
-    """The path that was looked for would not be known."""
-    with pytest.raises(FileNotFoundError, match="nowhere.json"):
-        Colorbook.load(tmp_path / "nowhere.json")
-
-
-def test_colorbook_round_trip(tmp_path):
-    """Names in any language, or the order of the classes, would change on the way through the file."""
-    classes = {"úttest": [1, 2, 3], 'a "b"': [0, 0, 0], "道路": [255, 255, 255]}
-    Colorbook(classes).save(tmp_path / "book.json")
-    book = Colorbook.load(tmp_path / "book.json")
-    assert list(book.classes.items()) == list(classes.items()) == list(zip(book.names, book.colors.tolist()))
-
-
-def test_paint():
-    """Previews would show other colours than the colorbook's."""
-    ids = np.arange(256, dtype=np.uint8).reshape(2, 128)
-    assert np.array_equal(BOOK.paint(ids), PALETTE[ids])
-
-
-# ---------------------------------------------------------------------------------------------- exact masks
-
-
-def as_rgba(ids, path):
-    """Transparent where unlabelled, with a class's colour below, as an eraser leaves it."""
-    rgb, alpha = PALETTE[np.where(ids == NONE, CAR, ids)], np.where(ids == NONE, 0, 255)
-    Image.fromarray(np.dstack([rgb, alpha]).astype(np.uint8)).save(path)
-
-
-def as_foreign_palette(ids, path, black=255, **options):
-    """Indices that are not the ids: index 18 - k is class k."""
-    index = np.where(ids == NONE, black, 18 - ids).astype(np.uint8)
-    save_palette(index, path, np.concatenate([PALETTE[18::-1], np.zeros((237, 3))]), **options)
-
-
-FORMS = {
-    "palette": ("palette", save_palette),
-    "grey palette": ("palette", lambda ids, path: Image.fromarray(ids).convert("P").save(path)),
-    "8-bit ids": ("ids", lambda ids, path: Image.fromarray(ids).save(path)),
-    "RGB": ("colours", lambda ids, path: Image.fromarray(PALETTE[ids]).save(path)),
-    "RGB, few colours": ("colours", lambda ids, path: Image.fromarray(PALETTE[ids]).quantize(16).save(path)),
-    "RGBA": ("colours", as_rgba),
-    "palette of another order": ("colours", as_foreign_palette),
-    "transparent palette": ("colours", lambda ids, path: as_foreign_palette(ids, path, 200, transparency=200)),
-}
-
-
-@pytest.mark.parametrize("form", FORMS)
-def test_forms_agree(tmp_path, form):
-    """The same scene, saved by another program, would be another mask."""
-    kind, write = FORMS[form]
-    write(street(), tmp_path / "mask.png")
-    ids, found, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    assert ids.dtype == np.uint8 and np.array_equal(ids, street())
-    assert (found, snapped) == (kind, 0)
-
-
-def test_black_may_be_a_class(tmp_path):
-    """In a colorbook with a black class that class would be lost as unlabelled."""
-    Image.fromarray(np.array([[[0, 0, 0], [9, 200, 9]]], np.uint8)).save(tmp_path / "mask.png")
-    book = Colorbook({"grass": [9, 200, 9], "void": [0, 0, 0]})
-    assert read_mask(tmp_path / "mask.png", book)[0].tolist() == [[1, 0]]
-
-
-@pytest.mark.parametrize("K", [1, 19, 255])
-def test_save_mask_round_trip(tmp_path, K):
-    """A prepared mask would not hold the ids exactly, or show other colours in a viewer."""
-    colors = np.array([(i % 7 * 40, i % 11 * 25, i) for i in range(1, K + 1)], np.uint8)
-    book = Colorbook({str(i): rgb for i, rgb in enumerate(colors.tolist())})
-    ids = np.resize(np.array([*range(K), NONE], np.uint8), (16, 20))
-    save_mask(ids, tmp_path / "mask.png", book)
-    assert np.array_equal(read_mask(tmp_path / "mask.png", book)[0], ids)
-    seen = np.concatenate([colors, np.zeros((256 - K, 3), int)])[ids]
-    with Image.open(tmp_path / "mask.png") as image:
-        assert image.mode == "P" and np.array_equal(np.array(image), ids)
-        assert np.array_equal(np.array(image.convert("RGB")), seen)
-
-
-# ----------------------------------------------------------------------------------------------- soft edges
-
-SCENES = {"street": (SKY, VEGETATION, BUILDING, CAR, ROAD), "bright": (9, 1, 6, 7, 4),
-          "with unlabelled": (NONE, 8, 0, 2, 9), "dark": (CAR, 15, BUILDING, VEGETATION, 12)}
-
-
-def check_soft(got, hard, snapped, agreement):
-    assert (got == hard).mean() >= agreement
-    assert set(np.unique(got)) <= set(np.unique(hard))
-    assert snapped > 0
-
-
-@pytest.mark.parametrize("scene, radius", [("street", 1), *[(scene, 3) for scene in SCENES]])
-def test_brush_edges(tmp_path, scene, radius):
-    """A mask drawn with an ordinary, soft brush would be refused or get rims of classes that nobody painted."""
-    hard = drawing(512, SCENES[scene])
-    Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(radius)).save(tmp_path / "mask.png")
-    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    check_soft(ids, hard, snapped, .99)
-
-
-@pytest.mark.parametrize("scene, resample", [("street", Image.Resampling.BOX), ("bright", Image.Resampling.BICUBIC)])
-def test_antialiased_drawing(tmp_path, scene, resample):
-    """A mask that was drawn large and scaled down, or by a program with smooth lines, would be read wrong."""
-    large = drawing(2048, SCENES[scene])
-    Image.fromarray(PALETTE[large]).resize((512, 512), resample).save(tmp_path / "mask.png")
-    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    check_soft(ids, large[2::4, 2::4], snapped, .99)
-
-
-@pytest.mark.parametrize("a, b, between", [
-    (ROAD, SKY, "wall"), (SKY, PERSON, "wall"), (POLE, CAR, "wall"), (POLE, NONE, "building"),
-    (PERSON, NONE, "bicycle"), (CAR, NONE, "truck"), (TRUCK, MOTORCYCLE, "car"), (MOTORCYCLE, NONE, "car and truck"),
-    (ROAD, VEGETATION, "none")])
-def test_no_halo_of_a_third_class(tmp_path, a, b, between):
-    """Where a blend of two Cityscapes colours passes a third one, that class would rim every soft edge."""
-    hard = np.where(np.hypot(*np.indices((256, 256)) - 128) < 80, a, b).astype(np.uint8)
-    Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(3)).save(tmp_path / "mask.png")
-    ids, _, snapped = read_mask(tmp_path / "mask.png", BOOK)
-    check_soft(ids, hard, snapped, .99)
-
-
-@pytest.mark.parametrize("scene", ["street", "dark"])
-def test_jpeg_mask(tmp_path, scene):
-    """A mask that a chat program or a web page turned into a JPEG could not be used."""
-    hard = drawing(512, SCENES[scene])
-    Image.fromarray(PALETTE[hard]).save(tmp_path / "mask.jpg", quality=85)
-    ids, _, snapped = read_mask(tmp_path / "mask.jpg", BOOK)
-    assert (ids == hard).mean() >= .98 and snapped > 0
-
-
-# ------------------------------------------------------------------------------------------- unknown colours
-
-
-def flat(size, *columns):
-    """Ids (size, size): columns of these classes, equally wide."""
-    return np.tile(np.repeat(np.array(columns, np.uint8), -(-size // len(columns)))[:size], (size, 1))
-
-
-SPOTS = {  # the scene, and the rows and columns that are painted in a colour of no class
-    "inside a class": (flat(64, ROAD), np.s_[20:30, 20:30]),
-    "between two classes": (flat(64, ROAD, CAR), np.s_[27:37, 27:37]),
-    "between the nearest class and another": (flat(64, 1, SKY), np.s_[27:37, 27:37]),
-    "between a class and unlabelled": (flat(64, 12, NONE), np.s_[27:37, 27:37]),
-    "in a corner": (flat(64, ROAD, CAR), np.s_[:10, 54:]),
-    "wide stripes": (flat(16, ROAD, SKY, CAR, 1), np.s_[6:10, 6:10]),
-    "narrow stripes": (flat(16, *[12, 17] * 4), np.s_[5:9, 5:9]),
-    "stripes as wide as a pixel": (flat(16, *[1, NONE, CAR, 9] * 4), np.s_[5:9, 5:9]),
-    "a stripe": (flat(16, ROAD, SKY, CAR, 1), np.s_[:, 8:11]),
-    "a thin stroke": (flat(64, ROAD), np.s_[10:50, 30:32]),
-}
-
-
-@pytest.mark.parametrize("spot", SPOTS)
-def test_unknown_colour(tmp_path, spot):
-    """A colour of no class would silently become one, and the user would see a wrong picture and not know why."""
-    ids, place = SPOTS[spot]
-    rgb = PALETTE[ids]
-    rgb[place] = 255, 0, 255
-    Image.fromarray(rgb).save(tmp_path / "drawn.png")
-    with pytest.raises(ValueError) as error:
-        read_mask(tmp_path / "drawn.png", BOOK)
-    text = str(error.value)
-    assert "drawn.png" in text and "(255, 0, 255)" in text and "'sidewalk'" in text  # 43 away, the next one is 114 away
-    assert re.search(rf"\b{ids[place].size} pixels", text)
-
-
-@pytest.mark.parametrize("rgb, nearest", [((255, 255, 255), "terrain"), ((0, 255, 0), "vegetation"),
-                                          ((200, 0, 120), "person"), ((30, 30, 30), "unlabelled")])
-def test_nearest_class_is_named(tmp_path, rgb, nearest):
-    """The message would send the user to the wrong class."""
-    names = [*CITYSCAPES, "unlabelled"]
-    assert nearest == min(names, key=lambda n: sum((a - b) ** 2 for a, b in zip(CITYSCAPES.get(n, (0, 0, 0)), rgb)))
-    picture = PALETTE[street()]
-    picture[2:14, 40:60] = rgb
-    Image.fromarray(picture).save(tmp_path / "drawn.png")
-    with pytest.raises(ValueError, match=re.escape(f"{rgb} 240 pixels") + f".*{nearest}"):
-        read_mask(tmp_path / "drawn.png", BOOK)
-
-
-def test_photograph_is_no_mask(tmp_path):
-    """Image and mask, given in the wrong order, would be trained on."""
-    noise = np.random.default_rng(0).integers(0, 255, (8, 8, 3), np.uint8)
-    Image.fromarray(noise).resize((64, 64), Image.Resampling.BICUBIC).save(tmp_path / "photo.jpg")
-    with pytest.raises(ValueError, match="photo.jpg"):
-        read_mask(tmp_path / "photo.jpg", BOOK)
-
-
-@pytest.mark.parametrize("write", [lambda ids, path: Image.fromarray(ids).save(path), save_palette],
-                         ids=["8-bit ids", "palette"])
-def test_unknown_ids(tmp_path, write):
-    """Ids of another colorbook would become the last class, or unlabelled, without a word."""
-    ids = street()
-    ids[:3, :4], ids[4, :5] = 19, 40
-    write(ids, tmp_path / "mask.png")
-    with pytest.raises(ValueError) as error:
-        read_mask(tmp_path / "mask.png", BOOK)
-    text = str(error.value)
-    assert "mask.png" in text and "19 (12 pixels)" in text and "40 (5 pixels)" in text and "'bicycle'" in text
-
-
-@pytest.mark.parametrize("mode, image", [
-    ("1", Image.new("1", (8, 8))), ("I;16", Image.fromarray(np.zeros((8, 8), np.uint16))),
-    ("CMYK", Image.new("CMYK", (8, 8))), ("LA", Image.new("LA", (8, 8)))], ids=["1", "I;16", "CMYK", "LA"])
-def test_wrong_mode(tmp_path, mode, image):
-    """A picture of another kind would be guessed at instead of refused with what to do."""
-    path = tmp_path / f"mask.{'tif' if mode == 'CMYK' else 'png'}"
-    image.save(path)
-    with pytest.raises(ValueError, match=f"{re.escape(str(path))}.*{mode}.*8-bit PNG"):
-        read_mask(path, BOOK)
-
-
-# -------------------------------------------------------------------------------------------------- one-hot
-
-
-@pytest.mark.parametrize("K", [1, 7, 19, 255])
-def test_one_hot(K):
-    """The network would be given other classes than the mask has."""
-    ids = torch.from_numpy(np.random.default_rng(K).choice([*range(K), NONE], (3, 8, 10)).astype(np.uint8))
-    ids[0, 0, :3] = torch.tensor([0, K - 1, NONE])
-    slow = F.one_hot(torch.where(ids == NONE, K, ids.long()), K + 1)[..., :K].permute(0, 3, 1, 2)
-    fast = one_hot(ids, K)
-    assert fast.dtype == torch.float32 and torch.equal(fast, slow.float())
-    assert fast[0, :, 0, 2].sum() == 0  # unlabelled: zero in every plane
+from dataset import Pairs, augment_pair, batches, contact_sheet, fit, list_files, to_uint8, unpack
 
 
 # ---------------------------------------------------------------------------------------------------- sizes
 
 
 def coordinates(h, w):
-    """Four pictures of uint8 (h, w) that hold y and x of every pixel: y // 256, y % 256, x // 256, x % 256."""
+    """Four images of uint8 (h, w) that hold y and x of every pixel: y // 256, y % 256, x // 256, x % 256."""
     y, x = np.indices((h, w))
     return [part.astype(np.uint8) for part in (y // 256, y % 256, x // 256, x % 256)]
 
 
 def test_fit_of_the_thesis():
-    """1280x720 would not become the centre 720x720, 128x128 of it, as in the thesis (4.1)."""
+    """1280x720 becomes the centre 720x720, 128x128 of it, as in the thesis (4.1)."""
     a, b, c, d = (fit(part, (128, 128)).astype(int) for part in coordinates(720, 1280))
     centres = (np.arange(128) + .5) * 720 / 128
     y, x = np.meshgrid(np.floor(centres), np.floor(280 + centres), indexing="ij")
@@ -345,15 +54,21 @@ def test_fit_of_the_thesis():
     ((2, 2), (4, 4), None, [0, 0, 1, 1], [0, 0, 1, 1]),
     ((6, 6), (2, 2), (6, 2), [1, 4], [2, 3])])
 def test_fit_takes_these_pixels(shape, size, crop, rows, columns):
-    """A mask would be shifted against what the documentation says, and so against its image."""
+    """A mask takes the pixels at the centres of the result's, counted by hand here."""
     _, y, _, x = (fit(part, size, crop) for part in coordinates(*shape))
     assert np.array_equal(y, np.tile(np.array(rows)[:, None], len(columns)))
     assert np.array_equal(x, np.tile(columns, (len(rows), 1)))
 
 
+def test_fit_leaves_its_own_size_alone():
+    """An image of the size asked for comes back as it is, to the bit."""
+    image = np.random.default_rng(0).integers(0, 256, (16, 24, 3), np.uint8)
+    assert np.array_equal(fit(image, (16, 24)), image) and np.array_equal(fit(image, [16, 24]), image)
+
+
 @pytest.mark.parametrize("size", [(16, 16), (37, 24), (96, 200)])
 def test_fit_makes_no_new_ids(size):
-    """Ids would be averaged into classes that the mask does not have."""
+    """Resized masks hold ids that were there before, and no averages of them."""
     ids = np.random.default_rng(0).choice(np.array([0, 7, 18, NONE], np.uint8), (60, 80))
     assert set(np.unique(fit(ids, size))) <= {0, 7, 18, NONE} and fit(ids, size).shape == size
 
@@ -361,24 +76,24 @@ def test_fit_makes_no_new_ids(size):
 @pytest.mark.parametrize("shape", [(60, 100), (100, 60)])
 @pytest.mark.parametrize("size", [(32, 32), (32, 64), (48, 32), (128, 120)])
 def test_fit_never_stretches(shape, size):
-    """A round thing would become an ellipse, and all the cars too wide."""
+    """A disc stays a disc, in image and mask, whatever the ratios."""
     distance = np.hypot(*(np.indices(shape) - np.array(shape)[:, None, None] / 2 + .5))
-    for picture in ((distance < 12).astype(np.uint8), np.dstack([(distance < 12).astype(np.uint8) * 255] * 3)):
-        disc = fit(picture, size).reshape(*size, -1)[..., 0]
+    for array in ((distance < 12).astype(np.uint8), np.dstack([(distance < 12).astype(np.uint8) * 255] * 3)):
+        disc = fit(array, size).reshape(*size, -1)[..., 0]
         y, x = np.nonzero(disc > disc.max() / 2)
         assert abs(np.ptp(y) - np.ptp(x)) <= 1 and np.ptp(y) > 4
 
 
 @pytest.mark.parametrize("crop", [(9, 4), (4, 17)])
 def test_crop_too_large(crop):
-    """A crop that does not fit would be filled up with something."""
+    """A crop that does not fit is refused with both sizes."""
     with pytest.raises(ValueError, match=f"{crop[0]}x{crop[1]}.*8x16"):
         fit(np.zeros((8, 16), np.uint8), (4, 4), crop)
 
 
-@pytest.mark.parametrize("text", ["128", "0x8", "8x8x8", "axb", "8x-8", ""])
+@pytest.mark.parametrize("text", ["128", "0x8", "8x8x8", "axb", "8x-8", "", "²x8"])
 def test_parse_size(text):
-    """--size would take nonsense, or height and width in the wrong order."""
+    """HEIGHTxWIDTH is read in that order, and everything else is refused."""
     assert parse_size("64x96") == (64, 96)
     with pytest.raises(Exception, match="HEIGHTxWIDTH"):
         parse_size(text)
@@ -387,70 +102,53 @@ def test_parse_size(text):
 # ---------------------------------------------------------------------------------------------------- pairs
 
 
-def write_pairs(root, masks, split="train", image=lambda ids: PALETTE[ids]):
-    """A prepared folder, written without the code under test: {stem: ids}; the image shows the class as its colour."""
-    for kind in ("images", "masks"):
-        (root / split / kind).mkdir(parents=True, exist_ok=True)
-    for stem, ids in masks.items():
-        Image.fromarray(image(ids)).save(root / split / "images" / f"{stem}.png")
-        save_palette(ids, root / split / "masks" / f"{stem}.png")
-    (root / "colorbook.json").write_text(json.dumps({name: list(rgb) for name, rgb in CITYSCAPES.items()}))
-    return root
-
-
 @pytest.fixture
 def five(tmp_path):
-    """Five pairs of 16x24, all different, none of them its own mirror picture."""
+    """Five pairs of 16x24, all different, none of them its own mirror image."""
     rng = np.random.default_rng(1)
     masks = {f"pair{i}": rng.integers(0, 19, (16, 24)).astype(np.uint8) for i in range(5)}
     return write_pairs(tmp_path / "five", masks)
 
 
-def check_match(image, ids, margin=3, least=.3):
-    """Away from edges every pixel of image (3, H, W) has the colour of its class in ids (H, W)."""
-    planes = ids[None].float()
-    side = 2 * margin + 1
-    inner = (F.max_pool2d(planes, side, 1, margin) == -F.max_pool2d(-planes, side, 1, margin))[0].numpy()
-    off = np.abs(image.permute(1, 2, 0).numpy().astype(int) - PALETTE[ids.numpy()]).max(axis=-1)
-    assert inner.mean() >= least, "the case is too fine to tell"
-    assert off[inner].max() <= 3
-
-
 def test_planes(five):
-    """The planes would not be what the training loop takes, or not what the files hold."""
+    """The planes are the pixels of the files, in the order of the stems: red, green, blue, class id."""
     planes = Pairs(five, "train", (16, 24)).planes
-    stored = np.array(Image.open(five / "train" / "masks" / "pair2.png"))
     assert planes.dtype == torch.uint8 and planes.shape == (5, 4, 16, 24)
-    assert np.array_equal(planes[2, 3], stored) and np.array_equal(planes[2, :3].permute(1, 2, 0), PALETTE[stored])
+    for i in range(5):
+        stored = np.array(Image.open(five / "train" / "masks" / f"pair{i}.png"))
+        assert np.array_equal(planes[i, 3], stored) and np.array_equal(planes[i, :3].permute(1, 2, 0), PALETTE[stored])
 
 
 @pytest.mark.parametrize("size", [(64, 64), (32, 64), (96, 48)])
 def test_image_and_mask_fit_alike(tmp_path, size):
-    """Image and mask would be cropped or scaled to different places."""
+    """Image and mask are cropped and scaled to the same place."""
     planes = Pairs(write_pairs(tmp_path / "data", {"a": street(180, 320)}), "train", size).planes[0]
     check_match(planes[:3], planes[3])
 
 
-def test_memory_and_mapped_file_agree(five, capsys):
-    """A data set that is too large for the memory would train on something else, or on files that have changed since."""
-    held, mapped = (Pairs(five, "train", (12, 12), memory_gb=gb).planes for gb in (4, 0))
-    assert "mapped from" in capsys.readouterr().out and torch.equal(held, mapped)
-    assert not list((five / "train").glob("*.partial")) and torch.equal(Pairs(five, "train", (12, 12), 0).planes, held)
-    file = five / "train" / "masks" / "pair2.png"
-    save_mask(np.full((16, 24), CAR, np.uint8), file, Colorbook.load(five / "colorbook.json"))
-    assert (Pairs(five, "train", (12, 12), 0).planes[2, 3] == CAR).all()
-
-
-def test_kind_of_mask_is_said(tmp_path, capsys):
-    """Nobody would notice that masks were taken for colours, or had to be snapped."""
+def test_kind_of_mask_is_printed(tmp_path, capsys):
+    """How many masks were palettes, and how many colours, is printed."""
     root = write_pairs(tmp_path / "data", {"a": street(), "b": street(), "c": street()})
     Image.fromarray(PALETTE[street()]).save(root / "train" / "masks" / "c.png")
     Pairs(root, "train", (48, 64))
-    assert re.search("2 palette.*1 colours", capsys.readouterr().out)
+    assert re.search("3 pairs: 2 palette, 1 colours\n", capsys.readouterr().out)
+
+
+@pytest.mark.parametrize("memory_gb", [0, 4])
+def test_large_crops_and_enlargement_are_printed(tmp_path, capsys, memory_gb):
+    """Images of which the crop cuts more than a tenth are counted with the largest share, small ones as enlarged."""
+    shapes = {"kept": (40, 60), "tall": (80, 60), "wide": (40, 120), "tenth": (44, 60), "small": (20, 30)}
+    root = write_pairs(tmp_path / "data", {stem: street(*shape) for stem, shape in shapes.items()})
+    Pairs(root, "train", (32, 48), memory_gb)  # 44x60 loses 9.1 %, 80x60 and 40x120 a half
+    out = capsys.readouterr().out
+    assert "5 pairs: 5 palette, 1 enlarged (prepare the data with a larger --size), 2 that lose up to 50% " in out
+    assert "crop to 32x48" in out
+    Pairs(root, "train", (16, 16), memory_gb)  # 20 of 60 columns, 20 of 80 rows, 80 of 120, 16 of 60, 10 of 30
+    assert "5 that lose up to 67% to the crop to 16x16" in capsys.readouterr().out
 
 
 def test_orphans_are_listed(tmp_path, capsys):
-    """A misnamed file would shrink the data set without a word."""
+    """Images and masks without a partner are left out, counted and named."""
     root = write_pairs(tmp_path / "data", {stem: street() for stem in ("a", "b", "c", "d")})
     (root / "train" / "images" / "b.png").unlink()
     (root / "train" / "masks" / "c.png").unlink()
@@ -463,35 +161,182 @@ def test_orphans_are_listed(tmp_path, capsys):
 
 @pytest.mark.parametrize("missing", ["images", "masks"])
 def test_missing_folder(tmp_path, missing):
-    """The user would not be told which folder is missing, and what makes it."""
+    """A train without images or masks is refused, with what makes them."""
     root = write_pairs(tmp_path / "data", {"a": street()})
     (root / "train" / missing / "a.png").unlink()
     (root / "train" / missing).rmdir()
-    with pytest.raises(ValueError, match=f"{re.escape(str(root / 'train' / missing))}.*prepare"):
+    with pytest.raises(ValueError, match=f"{re.escape(str(root))} has.* none;.*train/{missing}.*data.root"):
         Pairs(root, "train", (8, 8))
 
 
+def test_missing_split(tmp_path):
+    """A missing val is refused with the splits that exist and the setting that chooses one."""
+    root = write_pairs(write_pairs(tmp_path / "data", {"a": street()}), {"b": street()}, "test")
+    (root / "extra" / "images").mkdir(parents=True)  # no masks: not a split
+    with pytest.raises(ValueError, match="has the splits: test, train; expected val/images.*data.val"):
+        Pairs(root, "val", (8, 8))
+    with pytest.raises(ValueError, match="nowhere has the splits: none; expected val/.*python -m data"):
+        Pairs(tmp_path / "nowhere", "val", (8, 8))
+
+
+@pytest.mark.parametrize("place, words", [
+    ("", "is a file; expected train/images"), ("train", "has the splits: none; expected train/images"),
+    ("train/images", "images: a file, expected a folder")])
+def test_a_file_as_folder(tmp_path, place, words):
+    """A file where a folder belongs is refused with its name, not with an error of the system."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    (root / place).rename(tmp_path / "away")
+    (root / place).write_bytes(b"PK")
+    with pytest.raises(ValueError, match=f"{re.escape(str(root))}.*{words}"):
+        Pairs(root, "train", (8, 8))
+    with pytest.raises(ValueError, match=f"{re.escape(str(root / place))}: a file, expected a folder"):
+        list_files(root / place)
+
+
 def test_empty_split(tmp_path):
-    """Training on nothing would start."""
+    """A split without a pair is refused."""
     with pytest.raises(ValueError, match=re.escape(str(tmp_path / "data" / "val"))):
         Pairs(write_pairs(tmp_path / "data", {}, "val"), "val", (8, 8))
 
 
 @pytest.mark.parametrize("memory_gb", [0, 4])
 def test_pair_of_two_sizes(tmp_path, memory_gb):
-    """A mask that belongs to another picture would be scaled until it fits."""
+    """An image and a mask of different sizes are refused, with both files and sizes."""
     root = write_pairs(tmp_path / "data", {"a": street()})
     save_palette(street(24, 64), root / "train" / "masks" / "a.png")
     with pytest.raises(ValueError, match=r"images.a\.png.*masks.a\.png.*48, 64.*24, 64"):
-        Pairs(root, "train", (8, 8), memory_gb=memory_gb)[0]
+        Pairs(root, "train", (8, 8), memory_gb=memory_gb)
 
 
 def test_same_stem_twice(tmp_path):
-    """One of two pictures of the same name would be paired by chance."""
+    """Two images of one stem are refused with both names."""
     root = write_pairs(tmp_path / "data", {"a": street()})
     Image.fromarray(PALETTE[street()]).save(root / "train" / "images" / "a.jpg")
     with pytest.raises(ValueError, match=r"(a\.jpg.*a\.png|a\.png.*a\.jpg)"):
         Pairs(root, "train", (8, 8))
+
+
+# ----------------------------------------------------------------------------------------------- mapped from a file
+
+
+def maps(root):
+    return sorted(path.name for path in (root / "train").iterdir() if path.is_file())
+
+
+def test_memory_and_mapped_file_agree(five, capsys):
+    """Mapped planes are those in memory; the file is written once, read again, and another size has its own."""
+    held = Pairs(five, "train", (12, 16)).planes
+    assert maps(five) == [] and torch.equal(Pairs(five, "train", (12, 16), memory_gb=0).planes, held)
+    assert "pairs: 5 palette" in capsys.readouterr().out and len(maps(five)) == 1
+    assert torch.equal(Pairs(five, "train", (12, 16), memory_gb=0).planes, held)
+    assert re.fullmatch(r".*: 5 pairs, 0\.0 GiB mapped from \.planes_12x16_\w+\.npy\n", capsys.readouterr().out)
+    Pairs(five, "train", (16, 12), memory_gb=0)
+    assert len(maps(five)) == 2
+
+
+@pytest.mark.parametrize("size, limit, mapped", [((16, 16), 5121, False), ((16, 16), 5119, True)])
+def test_memory_gb(five, size, limit, mapped):
+    """memory_gb is the limit in GiB up to which 4 bytes a pixel are held in memory."""
+    Pairs(five, "train", size, memory_gb=limit / 2**30)
+    assert len(maps(five)) == mapped
+
+
+def repaint(root, stem, value):
+    """Give the mask of a pair another class, in as many bytes as before (BMP), a second later."""
+    path = root / "train" / "masks" / f"{stem}.bmp"
+    before = path.stat()
+    Image.fromarray(np.full((16, 24), value, np.uint8)).save(path)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+
+
+def test_a_map_is_never_stale(five):
+    """Files changed in place, added, or read as other classes are read again, also where names and sizes stay equal."""
+    for path in (five / "train" / "masks").iterdir():
+        Image.fromarray(np.array(Image.open(path))).save(path.with_suffix(".bmp"))
+        path.unlink()
+    Pairs(five, "train", (12, 12), 0)
+    repaint(five, "pair2", CAR)
+    assert (Pairs(five, "train", (12, 12), 0).planes[2, 3] == CAR).all()
+    Image.fromarray(PALETTE[np.full((16, 24), SKY, np.uint8)]).save(five / "train" / "images" / "pair2.png")
+    assert (Pairs(five, "train", (12, 12), 0).planes[2, :3].permute(1, 2, 0) == torch.from_numpy(PALETTE[SKY])).all()
+    write_pairs(five, {"pair9": np.full((16, 24), ROAD, np.uint8)})
+    assert (Pairs(five, "train", (12, 12), 0).planes[5, 3] == ROAD).all()
+
+
+def test_a_map_follows_the_colorbook(tmp_path):
+    """With another order of the classes, masks in colours are read anew."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    Image.fromarray(PALETTE[street()]).save(root / "train" / "masks" / "a.png")
+    before = Pairs(root, "train", (48, 64), memory_gb=0).planes[0, 3]
+    names = [*CITYSCAPES][::-1]
+    (root / "colorbook.json").write_text(json.dumps({name: list(CITYSCAPES[name]) for name in names}))
+    after = Pairs(root, "train", (48, 64), memory_gb=0).planes[0, 3]
+    assert torch.equal(after, torch.where(before == NONE, before, 18 - before))
+
+
+def test_two_processes_make_one_map(five, monkeypatch):
+    """Two processes that map the same pairs, one in the middle of the other, both get the right planes."""
+    held, read, calls = Pairs(five, "train", (12, 12)).planes, dataset.read_image, []
+
+    def read_and_meet(path):
+        calls.append(path)
+        if len(calls) == 3:  # the other process ends first
+            assert torch.equal(Pairs(five, "train", (12, 12), memory_gb=0).planes, held)
+        return read(path)
+
+    monkeypatch.setattr(dataset, "read_image", read_and_meet)
+    assert torch.equal(Pairs(five, "train", (12, 12), memory_gb=0).planes, held)
+    assert len(calls) == 10 and len(maps(five)) == 1
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_a_killed_map_is_made_anew(five, monkeypatch):
+    """After a kill in the middle of writing the map, the next training writes it anew."""
+    def read_and_die(path):
+        return os._exit(9) if "pair3" in path.name else read(path)
+
+    read = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", read_and_die)
+    killed = multiprocessing.get_context("fork").Process(target=Pairs, args=(five, "train", (12, 12), 0))
+    killed.start()
+    killed.join()
+    monkeypatch.undo()
+    assert killed.exitcode == 9 and not any(name.endswith(".npy") for name in maps(five))
+    assert torch.equal(Pairs(five, "train", (12, 12), 0).planes, Pairs(five, "train", (12, 12)).planes)
+
+
+def write_under_a_limit(root):
+    """Map the pairs where no file may grow above 600 bytes, as on a full disk; exit code 3 if the message is right."""
+    import resource
+
+    resource.setrlimit(resource.RLIMIT_FSIZE, (600, 600))
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    try:
+        Pairs(root, "train", (12, 12), memory_gb=0)
+    except OSError as error:
+        words = (str(root / "train" / ".planes_12x12_"), "cannot be written", "File too large", "GiB", "data.memory_gb")
+        os._exit(3 if all(word in str(error) for word in words) else 4)
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_map_on_a_full_disk(five):
+    """A full disk ends in a message that names the file and the setting, and leaves nothing."""
+    child = multiprocessing.get_context("fork").Process(target=write_under_a_limit, args=(five,))
+    child.start()
+    child.join()
+    assert child.exitcode == 3 and maps(five) == []
+
+
+def test_map_in_a_read_only_folder(five, monkeypatch):
+    """Where the folder may only be read, the message names the file and the setting."""
+    def refuse(path, *args, **options):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(dataset, "read_mask", lambda path, book: (np.zeros((16, 24), np.uint8), "palette", 0))
+    with pytest.raises(OSError, match=r"\.planes_12x12.*Permission denied.*data\.memory_gb"):
+        Pairs(five, "train", (12, 12), memory_gb=0)
 
 
 # --------------------------------------------------------------------------------------------- augmentation
@@ -513,7 +358,7 @@ def augmented(image, ids, rng, p, **settings):
 @pytest.mark.parametrize("seed", range(3))
 @pytest.mark.parametrize("what", GEOMETRIC)
 def test_geometric_augmentation(what, seed):
-    """Image and mask would be turned or cut to different places."""
+    """Image and mask are turned and cut to the same place, without new ids."""
     image, ids = as_pair(street(96, 128))
     image_2, ids_2 = augmented(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: GEOMETRIC[what]})
     assert not torch.equal(ids, ids_2) and ids_2.shape == ids.shape and image_2.shape == image.shape
@@ -523,7 +368,7 @@ def test_geometric_augmentation(what, seed):
 
 @pytest.mark.parametrize("what", ["rotate", "crop"])
 def test_augmentation_keeps_edges_in_place(what):
-    """The edges of the mask would be shifted by a part of a pixel against those of the image."""
+    """The edges of the mask stay on those of the image, to a part of a pixel."""
     image, ids = as_pair(np.tile(np.repeat(np.array([ROAD, 7] * 4, np.uint8), 8), (64, 1)))
     agree = []
     for seed in range(10):
@@ -534,53 +379,127 @@ def test_augmentation_keeps_edges_in_place(what):
 
 
 def test_vertical_flip():
-    """Upside down would be something else."""
+    """A vertical flip turns the rows of image and mask around."""
     image, ids = as_pair(street())
     image_2, ids_2 = augmented(image, ids, np.random.default_rng(0), 1.0, **NOTHING | {"vertical_flip": True})
     assert np.array_equal(ids_2, ids.numpy()[::-1]) and np.array_equal(image_2, image.numpy()[:, ::-1])
 
 
-class Extreme:
-    """A random generator that always says yes, and draws the upper end."""
+class Draws:
+    """A random generator that always says yes, and draws the value at `share` of every range."""
 
-    random = staticmethod(lambda: 0.0)
-    uniform = staticmethod(lambda low, high: high)
+    def __init__(self, share):
+        self.share = share
+
+    def random(self):
+        return 0.0
+
+    def uniform(self, low, high):
+        return low + self.share * (high - low)
 
 
 def test_quarter_turn():
-    """A rotation would turn image and mask by another angle than the one that was drawn."""
+    """A rotation by 90 degrees is numpy's quarter turn, of image and mask."""
     image, ids = as_pair(np.random.default_rng(0).integers(0, 19, (32, 32)).astype(np.uint8))
-    image_2, ids_2 = augmented(image, ids, Extreme(), 1.0, **NOTHING | {"rotate": 90})
-    assert np.array_equal(ids_2, np.rot90(ids)) and np.array_equal(image_2, np.rot90(image, axes=(1, 2)))
+    for share, turns in ((1, 1), (0, -1)):
+        image_2, ids_2 = augmented(image, ids, Draws(share), 1.0, **NOTHING | {"rotate": 90})
+        assert np.array_equal(ids_2, np.rot90(ids, turns)) and np.array_equal(image_2, np.rot90(image, turns, (1, 2)))
 
 
 def test_corners_of_a_rotation_are_unlabelled():
-    """The corners that a rotation leaves empty would be taught as a class."""
+    """The corners that a rotation leaves empty are black and unlabelled."""
     image, ids = as_pair(np.full((64, 64), VEGETATION, np.uint8))
-    image, ids = augmented(image, ids, Extreme(), 1.0, **NOTHING | {"rotate": 45})
+    image, ids = augmented(image, ids, Draws(1), 1.0, **NOTHING | {"rotate": 45})
     assert set(ids.unique().tolist()) == {VEGETATION, NONE} and ids[32, 32] == VEGETATION
     for y, x in itertools.product((0, -1), (0, -1)):
         assert ids[y, x] == NONE and not image[:, y, x].any()
     assert (ids == NONE).float().mean() == pytest.approx(3 - 2 * 2**.5, abs=.01)  # what an octagon leaves of a square
 
 
-@pytest.mark.parametrize("what", ["brightness", "contrast", "saturation", "hue"])
-def test_photometric_augmentation(what):
-    """A change of light would not change the image, or would change the mask."""
-    image, ids = as_pair(street())
-    for seed in range(3):
-        image_2, ids_2 = augmented(image, ids, np.random.default_rng(seed), 1.0, **NOTHING | {what: ALL[what]})
-        assert torch.equal(ids, ids_2) and not torch.equal(image, image_2)
-        assert image_2.dtype == torch.uint8 and image_2.shape == image.shape
+def brightness(rgb, factor):
+    return rgb * factor
 
 
-def test_no_augmentation_with_p_0(five):
-    """p: 0 would not switch it off."""
+def contrast(rgb, factor):
+    mean = (rgb @ [.299, .587, .114]).mean()
+    return mean + (rgb - mean) * factor
+
+
+def saturation(rgb, factor):
+    grey = (rgb @ [.299, .587, .114])[..., None]
+    return grey + (rgb - grey) * factor
+
+
+def hue(rgb, turn):
+    hsv = [colorsys.rgb_to_hsv(*(pixel / 255)) for pixel in rgb.reshape(-1, 3)]
+    return np.array([colorsys.hsv_to_rgb((h + turn) % 1, s, v) for h, s, v in hsv]).reshape(rgb.shape) * 255
+
+
+@pytest.mark.parametrize("share", [0, .2, .5, 1])
+@pytest.mark.parametrize("formula, strength, low, high", [
+    (brightness, .4, .6, 1.4), (contrast, .7, .3, 1.7), (saturation, 1, 0, 2), (hue, .3, -.3, .3)])
+def test_photometric_augmentation(formula, strength, low, high, share):
+    """Each change of light is its textbook formula with a factor from the whole range, and leaves the mask alone."""
+    rgb = np.random.default_rng(0).integers(0, 256, (12, 16, 3)).astype(np.uint8)
+    image, ids = torch.from_numpy(rgb).permute(2, 0, 1), torch.zeros(12, 16, dtype=torch.uint8)
+    image_2, ids_2 = augmented(image, ids, Draws(share), 1.0, **NOTHING | {formula.__name__: strength})
+    expected = formula(rgb.astype(float), low + share * (high - low)).clip(0, 255)
+    assert image_2.dtype == torch.uint8 and torch.equal(ids, ids_2)
+    assert np.abs(image_2.permute(1, 2, 0).numpy() - expected).max() <= 3
+
+
+@pytest.mark.parametrize("what", ["brightness", "contrast", "saturation"])
+def test_light_goes_both_ways(what):
+    """Over many draws an image gets darker as often as brighter, and likewise for contrast and saturation."""
+    rgb = np.zeros((2, 2, 3), np.uint8) + np.uint8([[[120, 90, 70], [60, 90, 100]]])
+    image, ids = torch.from_numpy(rgb).permute(2, 0, 1), torch.zeros(2, 2, dtype=torch.uint8)
+    amount = {"brightness": lambda x: x.mean(), "contrast": lambda x: np.ptp(x.mean(axis=0)),
+              "saturation": lambda x: np.ptp(x, axis=0).mean()}[what]
+    draws = []
+    for i in range(200):
+        image_2, _ = augmented(image, ids, np.random.default_rng(i), 1.0, **NOTHING | {what: .5})
+        draws.append(amount(image_2.numpy().astype(float)) / amount(image.numpy().astype(float)))
+    assert 70 <= sum(draw > 1 for draw in draws) <= 130 and .45 <= min(draws) < .6 and 1.4 < max(draws) <= 1.55
+
+
+def test_windows_lie_everywhere():
+    """Cut windows have every size down to `crop` and lie at all places, in height and width by themselves."""
+    y, x = (torch.from_numpy(part) for part in np.indices((40, 40)).astype(np.uint8))
+    corners = []
+    for seed in range(200):
+        options = NOTHING | {"crop": .5}
+        planes = torch.stack([y, y, y, y]), torch.stack([x, x, x, x])
+        y_2, x_2 = (augment_pair(p, np.random.default_rng(seed), 1.0, **options)[3].int().numpy() for p in planes)
+        corners.append([y_2[0, 0], 39 - y_2[-1, -1], x_2[0, 0], 39 - x_2[-1, -1]])
+    top, bottom, left, right = np.array(corners).T
+    for before, after in ((top, bottom), (left, right)):
+        assert before.min() == 0 == after.min() and before.max() > 14 < after.max()
+        assert (before + after).max() <= 20 and (before + after).min() <= 1  # the window is 20 to 40 pixels wide
+        assert abs((before - after).mean()) < 2
+    assert abs(np.corrcoef(top, left)[0, 1]) < .25
+
+
+def test_probability_of_augmentation(five):
+    """Each augmentation comes with probability p (60..120 of 300 is 4 standard deviations), never with p = 0."""
     image, ids = as_pair(street())
+    options, flips = NOTHING | {"vertical_flip": True}, 0
+    for seed in range(300):
+        flips += not torch.equal(ids, augmented(image, ids, np.random.default_rng(seed), .3, **options)[1])
+    assert 60 <= flips <= 120
     for seed in range(20):
         assert all(map(torch.equal, augmented(image, ids, np.random.default_rng(seed), 0.0, **ALL), (image, ids)))
     pairs = Pairs(five, "train", (16, 24))
     assert same_batches(some(3, pairs, 3, seed=0, augment={"p": 0, **ALL}), some(3, pairs, 3, seed=0))
+
+
+@pytest.mark.parametrize("setting", [
+    "flip=-0.1", "flip=1.1", "augment.p=2", "augment.brightness=1.5", "augment.contrast=-0.5",
+    "augment.saturation=1.01", "augment.hue=0.6", "augment.rotate=181",
+    "augment.crop=0", "augment.crop=1.5", "augment.hue=.nan"])
+def test_settings_out_of_range(setting):
+    """A setting of the augmentation out of its range is refused by name when the config is read."""
+    with pytest.raises(ValueError, match=f"data.{setting.split('=')[0]}.*expected a number from"):
+        load_config("config.yaml", None, [f"data.{setting}"])
 
 
 # -------------------------------------------------------------------------------------------------- batches
@@ -604,43 +523,70 @@ def numbered(tmp_path):
     return Pairs(write_pairs(tmp_path / "numbered", masks), "train", (8, 8))
 
 
+def order_of(drawn):
+    """Which pairs of `numbered` the batches hold."""
+    return torch.cat([planes[:, 3, 0, 0] for planes in drawn]).tolist()
+
+
 @pytest.mark.parametrize("batch_size", [1, 2, 7, 20])
 def test_every_pair_once_per_epoch(numbered, batch_size):
-    """Some pairs would be seen more often than others; a batch larger than the data set would not work."""
+    """Every epoch holds every pair once, in a new order, also where a batch is larger than the data set."""
     drawn = some(-(-70 // batch_size), numbered, batch_size, seed=3)
     assert all(planes.shape == (batch_size, 4, 8, 8) and planes.dtype == torch.uint8 for planes in drawn)
     assert all(np.array_equal(planes[:, :3].permute(0, 2, 3, 1), PALETTE[planes[:, 3]]) for planes in drawn)
-    order = torch.cat([planes[:, 3, 0, 0] for planes in drawn])[:70].reshape(10, 7)
-    assert torch.equal(order.sort(dim=1).values, torch.arange(7, dtype=torch.uint8).expand(10, 7))
+    order = np.reshape(order_of(drawn)[:70], (10, 7))
+    assert np.array_equal(np.sort(order), np.tile(np.arange(7), (10, 1)))
     assert len({tuple(epoch) for epoch in order.tolist()}) >= 9  # 5040 orders: two equal ones of ten are already rare
 
 
 def test_seed_decides(five):
-    """Two runs with different seeds would see the same, or two with the same seed something different."""
+    """The same seed gives the same batches, another seed gives others."""
     pairs = Pairs(five, "train", (16, 24))
-    first = some(4, pairs, 3, seed=0, **BOTH)
-    assert same_batches(first, some(4, pairs, 3, seed=0, **BOTH)) and not same_batches(first, some(4, pairs, 3, seed=1, **BOTH))
+    first, again, other = (some(4, pairs, 3, seed=seed, **BOTH) for seed in (0, 0, 1))
+    assert same_batches(first, again) and not same_batches(first, other)
+
+
+def test_no_two_random_streams_are_equal(five, monkeypatch):
+    """Order, flips and augmentation draw from generators of different seeds, at whatever epochs and steps."""
+    make, seeds = np.random.default_rng, []
+
+    def spy(seed):
+        seeds.append(tuple(seed))
+        return make(seed)
+
+    monkeypatch.setattr(np.random, "default_rng", spy)
+    some(10, Pairs(five, "train", (8, 8)), 5, seed=3, **BOTH)
+    batch = [seed for seed in seeds if seed.count(3) and len(seed) == 3]
+    assert len(batch) == len(seeds) and len({seed[0] for seed in seeds}) == 3 and len(set(seeds)) == len(seeds)
 
 
 @pytest.mark.parametrize("step", [1, 2, 5, 7])
 def test_resumed_order(five, step):
-    """A resumed run would not go on with the pairs, flips and augmentation of the run that was stopped."""
+    """A resumed run goes on with the pairs, flips and augmentation of the run that was stopped."""
     pairs = Pairs(five, "train", (16, 24))
-    assert same_batches(some(step + 3, pairs, 3, seed=5, **BOTH)[step:], some(3, pairs, 3, seed=5, step=step, **BOTH))
+    resumed = some(3, pairs, 3, seed=5, start=3 * step, **BOTH)
+    assert same_batches(some(step + 3, pairs, 3, seed=5, **BOTH)[step:], resumed)
+
+
+def test_another_batch_size_goes_on(numbered):
+    """With another batch size a resumed run neither repeats an image nor leaves one out."""
+    whole = order_of(some(42, numbered, 1, seed=5))
+    assert order_of(some(6, numbered, 7, seed=5)) == whole
+    assert order_of([*some(3, numbered, 4, seed=5), *some(6, numbered, 5, seed=5, start=12)]) == whole
 
 
 @pytest.mark.parametrize("ranks", [2, 4])
 def test_processes_share_a_batch(five, ranks):
-    """Processes would train on the same pairs, or on others than one process would."""
+    """The parts of the processes, together, are the batch of one process."""
     pairs = Pairs(five, "train", (16, 24))
-    parts = [some(4, pairs, 8, seed=1, step=2, rank=rank, ranks=ranks, **BOTH) for rank in range(ranks)]
+    parts = [some(4, pairs, 8, seed=1, start=16, rank=rank, ranks=ranks, **BOTH) for rank in range(ranks)]
     assert all(part.shape[0] == 8 // ranks for rank in parts for part in rank)
-    assert same_batches(map(torch.cat, zip(*parts)), some(4, pairs, 8, seed=1, step=2, **BOTH))
+    assert same_batches(map(torch.cat, zip(*parts)), some(4, pairs, 8, seed=1, start=16, **BOTH))
 
 
-@pytest.mark.parametrize("flip, low, high", [(0.0, 0, 0), (0.5, 70, 130), (1.0, 200, 200)])
+@pytest.mark.parametrize("flip, low, high", [(0.0, 0, 0), (0.2, 17, 63), (1.0, 200, 200)])
 def test_flip(five, flip, low, high):
-    """Image and mask would be mirrored apart, or not as often as was set: 70..130 of 200 is 4 standard deviations."""
+    """Image and mask are mirrored together, as often as was set: 17..63 of 200 is 4 standard deviations."""
     pairs = Pairs(five, "train", (16, 24))
     plain, flipped = torch.cat(some(40, pairs, 5, seed=0)), torch.cat(some(40, pairs, 5, seed=0, flip=flip))
     mirrored = [not torch.equal(a, b) for a, b in zip(plain, flipped)]
@@ -648,22 +594,46 @@ def test_flip(five, flip, low, high):
     assert all(torch.equal(b, a.flip(-1) if m else a) for a, b, m in zip(plain, flipped, mirrored))
 
 
-def test_epochs_flip_anew(five):
-    """A pair would be mirrored in every epoch or in none, which is no augmentation."""
-    seen = {pair.numpy().tobytes() for batch in some(20, Pairs(five, "train", (16, 24)), 5, seed=0, flip=.5) for pair in batch}
-    assert len(seen) == 10  # each of the five, and each of their mirror pictures
+def test_each_step_flips_anew(five):
+    """The places in a batch that are mirrored differ from step to step, and each pair is seen both ways."""
+    pairs = Pairs(five, "train", (16, 24))
+    plain, flipped = some(20, pairs, 5, seed=0), some(20, pairs, 5, seed=0, flip=.5)
+    patterns = {tuple(not torch.equal(a, b) for a, b in zip(*batch)) for batch in zip(plain, flipped)}
+    assert len(patterns) >= 10  # of 32
+    assert len({pair.numpy().tobytes() for batch in flipped for pair in batch}) == 10  # five, and their mirror images
+
+
+def test_each_epoch_augments_anew(numbered):
+    """A pair is augmented differently in every epoch, and pairs of one batch differently from one another."""
+    settings = {"p": 1.0, **NOTHING, "brightness": .5}
+    drawn = torch.cat(some(20, numbered, 7, seed=0, augment=settings))
+    for i in range(7):
+        values = drawn[drawn[:, 3, 0, 0] == i][:, :3].float().mean(dim=(1, 2, 3)) / PALETTE[i].mean()
+        assert len(values) == 20 and len(values.unique()) >= 12 and values.min() < .85 < 1.05 < values.max()
+    plain = torch.from_numpy(PALETTE[drawn[:, 3, 0, 0]]).float().mean(dim=1)
+    factors = (drawn[:, :3].float().mean(dim=(1, 2, 3)) / plain).reshape(20, 7)
+    assert (factors.std(dim=1) > .05).all()
 
 
 def test_global_random_state_is_untouched(five):
-    """The noise of the training would depend on how the data are loaded."""
+    """Loading draws nothing from the global random generators, which the training uses."""
     before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()
     some(3, Pairs(five, "train", (16, 24)), 3, seed=0, **BOTH)
     assert torch.equal(before[0], torch.get_rng_state())
     assert (np.random.get_state()[1].tolist(), random.getstate()) == before[1:]
 
 
+@pytest.mark.parametrize("memory_gb", [0, 4])
+def test_batches_leave_the_pairs_alone(five, memory_gb):
+    """Flips and augmentation change the batch, never the pairs that it was taken from."""
+    pairs = Pairs(five, "train", (16, 24), memory_gb)
+    before = pairs.planes.clone()
+    some(5, pairs, 5, seed=0, flip=1.0, augment={"p": 1.0, **ALL})
+    assert torch.equal(pairs.planes, before)
+
+
 def test_uint8_round_trip():
-    """Pictures would get darker, or change by rounding, on their way to the device and back."""
+    """All 256 values go to [-1, 1] on the device and come back as they were; what lies outside is clipped."""
     values = torch.arange(256, dtype=torch.uint8).reshape(1, 1, 16, 16).expand(1, 3, 16, 16)
     x, mask = unpack(torch.cat([values, torch.full((1, 1, 16, 16), 2, dtype=torch.uint8)], dim=1), 5)
     assert (x.min(), x.max(), x.dtype) == (-1, 1, torch.float32) and mask.shape == (1, 5, 16, 16) and mask[:, 2].all()
@@ -671,13 +641,13 @@ def test_uint8_round_trip():
     assert to_uint8(torch.tensor([-3.0, 3.0]).reshape(1, 1, 1, 2).expand(1, 3, 1, 2))[0, 0, :, 0].tolist() == [0, 255]
 
 
-# ------------------------------------------------------------------------------------------------- pictures
+# --------------------------------------------------------------------------------------------------- sheets
 
 
 @pytest.mark.parametrize("h, w, enlarged", [(16, 16, 8), (16, 24, 8), (64, 96, 2), (150, 130, 1), (100, 300, 2)])
 @pytest.mark.parametrize("titles", [(), ("mask", "one", "two")])
 def test_contact_sheet(h, w, enlarged, titles):
-    """Previews would be cut, smoothed, laid over one another, or too small to see."""
+    """Every image of a sheet is there whole, enlarged without smoothing, in its row and column."""
     rows = [[np.full((h, w, 3), PALETTE[3 * r + c]) for c in range(3)] for r in range(2)]
     sheet = np.array(contact_sheet(rows, titles, least=128))
     assert sheet.shape[0] >= 2 * h * enlarged and sheet.shape[1] >= 3 * w * enlarged
@@ -688,49 +658,3 @@ def test_contact_sheet(h, w, enlarged, titles):
         assert len(y) == h * w * enlarged**2 and (np.ptp(y) + 1, np.ptp(x) + 1) == (h * enlarged, w * enlarged)
         corners.append((y.min(), x.min()))
     assert corners == sorted(corners) and len({y for y, _ in corners}) == 2 and len({x for _, x in corners}) == 3
-
-
-def command(monkeypatch, name, *words):
-    monkeypatch.setattr(sys, "argv", ["x.py", *([name] if name == "count" else []), *map(str, words)])
-    (dataset if name == "count" else masks).main()
-
-
-def test_legend_command(tmp_path, monkeypatch):
-    """The legend would not show every colour, and people paint with what it shows."""
-    book = Path(dataset.__file__).parent / "colorbook.json"
-    command(monkeypatch, "legend", "--colorbook", book, "--out", tmp_path / "legend.png")
-    with Image.open(tmp_path / "legend.png") as image:
-        colors = {rgb: n for n, rgb in image.convert("RGB").getcolors(2**24)}
-    assert all(colors.get(rgb, 0) >= 200 for rgb in CITYSCAPES.values())
-    tops = []
-    with Image.open(tmp_path / "legend.png") as image:
-        for rgb in CITYSCAPES.values():
-            tops.append(np.nonzero((np.array(image.convert("RGB"))[:, :60] == rgb).all(axis=-1))[0].min())
-    assert tops == sorted(tops)  # in the order of the ids
-
-
-def test_count_command(tmp_path, monkeypatch, capsys):
-    """The table of pixels per class would be wrong."""
-    a, b = np.full((4, 5), ROAD, np.uint8), np.full((6, 10), NONE, np.uint8)
-    a[0], b[:2] = CAR, ROAD  # a: 15 road, 5 car; b: 20 road, 40 unlabelled
-    root = write_pairs(tmp_path / "data", {"a": a, "b": b}, "val")
-    command(monkeypatch, "count", "--root", root, "--split", "val", "--out", tmp_path / "counts.png")
-    with open(tmp_path / "counts.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
-    assert [(int(row["id"]), row["class"]) for row in rows] == [*enumerate(CITYSCAPES), (NONE, "unlabelled")]
-    found = {row["class"]: (int(row["pixels"]), float(row["share"]), int(row["pictures"])) for row in rows}
-    known = {"road": (35, 35 / 80, 2), "car": (5, 5 / 80, 1), "unlabelled": (40, 40 / 80, 1)}
-    assert found == {name: known.get(name, (0, 0, 0)) for name in found}
-    with Image.open(tmp_path / "counts.png") as image:
-        colors = {rgb: n for n, rgb in image.convert("RGB").getcolors(2**24)}
-    assert all(colors.get(rgb, 0) >= 200 for rgb in CITYSCAPES.values())
-    assert colors[CITYSCAPES["road"]] > 2 * colors[CITYSCAPES["car"]]  # the longer bar
-    assert re.search(r"0 road +35 +43\.750%", capsys.readouterr().out)
-
-
-@pytest.mark.parametrize("words", [["legend", "--colorbook", "nowhere.json"], ["count", "--root", "nowhere"]])
-def test_command_errors(tmp_path, monkeypatch, words):
-    """A wrong path would end in a traceback, or in success."""
-    monkeypatch.chdir(tmp_path)
-    with pytest.raises(SystemExit, match="error:.*nowhere"):
-        command(monkeypatch, *words)

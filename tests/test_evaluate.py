@@ -487,7 +487,7 @@ def palette_mask(x):
 
 
 def painted_mask(x):
-    Image.fromarray(BOOK.paint(np.array([[0, 1, 255]] * 16, np.uint8).repeat(5, 1))).save(sorted(x.fake.iterdir())[0])
+    Image.fromarray(BOOK.paint(np.array([[0, 1, 3]] * 16, np.uint8).repeat(5, 1))).save(sorted(x.fake.iterdir())[0])
 
 
 def id_mask(x):

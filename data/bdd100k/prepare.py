@@ -1,4 +1,4 @@
-"""BDD100K, the 8000 labelled pictures of its 10k set, 19 classes, to the common folder shape.
+"""BDD100K, the 8000 labelled images of its 10k set, 19 classes, to the common folder shape.
 
     python -m data.bdd100k.prepare --source bdd100k
 
@@ -10,8 +10,8 @@ expects the official download "10K Images" and "Semantic Segmentation", unpacked
     labels/sem_seg/colormaps/{train,val}/<id>.png        RGBA in Cityscapes colours
 
 or the older release: seg/images/{train,val}/<id>.jpg with seg/labels/{train,val}/<id>_train_id.png or
-seg/color_labels/{train,val}/<id>_train_color.png. The centre 720x720 becomes 128x128 (thesis 4.1); the official train is
-written as train (7000 pairs) and the official val as test (1000). Polygons that overlap are drawn in their order.
+seg/color_labels/{train,val}/<id>_train_color.png. The centre 720x720 becomes 128x128 (thesis 4.1); the official train
+is written as train (7000 pairs), the official val as test (1000). Polygons that overlap are drawn in their order.
 """
 
 import json
@@ -58,18 +58,21 @@ def draw_polygons(labels, shape, colorbook, where):
 
 
 def find_labels(source, split, kind, colorbook):
-    """{stem: (file, read)}, where read(shape) gives ids; kind is polygons, masks or colormaps. None if there are none."""
+    """{stem: (file, read)}, where read(shape) gives ids, or None; kind is polygons, masks or colormaps."""
     if kind == "polygons":
         path = source / "labels" / "sem_seg" / "polygons" / f"sem_seg_{split}.json"
         if not path.is_file():
             return None
+        readers = {}
         try:
             frames = json.loads(path.read_text(encoding="utf-8"))
-            frames = frames["frames"] if isinstance(frames, dict) else frames
-            return {Path(frame["name"]).stem: (path, lambda shape, frame=frame: draw_polygons(
-                frame.get("labels"), shape, colorbook, f"{path}, {frame['name']}")) for frame in frames}
+            for frame in frames["frames"] if isinstance(frames, dict) else frames:
+                def read(shape, frame=frame):
+                    return draw_polygons(frame.get("labels"), shape, colorbook, f"{path}, {frame['name']}")
+                readers[Path(frame["name"]).stem] = path, read
         except (ValueError, KeyError, TypeError) as error:
             raise ValueError(f"{path}: expected a Scalabel list of frames with name and labels: {error!r}") from None
+        return readers
     new = source / "labels" / "sem_seg" / kind / split
     old = source / "seg" / ("labels" if kind == "masks" else "color_labels") / split
     folder, ending = (new, "") if new.is_dir() else (old, "_train_id" if kind == "masks" else "_train_color")
@@ -79,24 +82,31 @@ def find_labels(source, split, kind, colorbook):
             for stem, path in list_files(folder, ending).items()}
 
 
+def choose_labels(source, split, labels, colorbook):
+    """find_labels() of the form that `labels` names; auto takes the first form that is there."""
+    kinds = ("polygons", "masks", "colormaps") if labels == "auto" else (labels,)
+    for kind in kinds:
+        readers = find_labels(source, split, kind, colorbook)
+        if readers is not None:
+            print(f"{source}, {split}: labels from {kind}")
+            return readers
+    raise ValueError(f"{source}: no {' or '.join(kinds)} of {split}; expected them below labels/sem_seg or seg")
+
+
 def prepare(source, out, size, crop, labels):
     colorbook = Colorbook.load(Path(__file__).parents[2] / "colorbook.json")
-    splits = {}
-    for split, name in (("train", "train"), ("val", "test")):
-        images = next((p for p in (source / "images" / "10k" / split, source / "seg" / "images" / split) if p.is_dir()), None)
+    splits = {"train": [], "test": []}
+    for split, items in (("train", splits["train"]), ("val", splits["test"])):
+        folders = source / "images" / "10k" / split, source / "seg" / "images" / split
+        images = next((folder for folder in folders if folder.is_dir()), None)
         if images is None:
-            raise ValueError(f"{source}: neither images/10k/{split} nor seg/images/{split}; --source is the folder above")
-        kinds = ("polygons", "masks", "colormaps") if labels == "auto" else (labels,)
-        kind, found = next(((k, f) for k in kinds if (f := find_labels(source, split, k, colorbook)) is not None), (None, None))
-        if found is None:
-            raise ValueError(f"{source}: no {' or '.join(kinds)} of {split}; expected them below labels/sem_seg or seg")
-        print(f"{images}: labels from {kind}")
-        splits[name] = []
-        for stem, image, (label, read) in match_pairs(list_files(images), found, images):
-            def make(image=image, label=label, read=read):
-                picture = read_image(image)
-                return fit_pair(picture, read(picture.shape[:2]), size, crop, f"{image} and {label}")
-            splits[name].append((stem, make))
+            raise ValueError(f"{source}: no images/10k/{split} and no seg/images/{split}; --source is the folder above")
+        readers = choose_labels(source, split, labels, colorbook)
+        for stem, path, (label, read) in match_pairs(list_files(images), readers, images):
+            def make(path=path, label=label, read=read):
+                image = read_image(path)
+                return fit_pair(image, read(image.shape[:2]), size, crop, f"{path} and {label}")
+            items.append((stem, make))
     write_dataset(out, colorbook, splits)
 
 

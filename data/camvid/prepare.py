@@ -35,7 +35,7 @@ def prepare(source, out, size, crop):
             print(f"{images}: no such folder, split left out")
             continue
         if not images.is_dir() or not labels.is_dir():
-            raise ValueError(f"{images} and {labels} are needed; --source is the folder that holds train and trainannot")
+            raise ValueError(f"{images} and {labels} are needed; --source is the folder of train and trainannot")
         splits[split] = []
         for stem, image, label in match_pairs(list_files(images), list_files(labels), images):
             def make(image=image, label=label):

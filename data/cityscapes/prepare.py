@@ -23,7 +23,7 @@ def read_label_ids(path):
     """A ..._labelIds.png as train ids (H, W) uint8."""
     ids = np.array(open_image(path))
     if ids.ndim != 2 or ids.dtype != np.uint8 or ids.max() > 33:
-        raise ValueError(f"{path}: expected an 8-bit picture of label ids 0..33, found {ids.dtype} {ids.shape}, "
+        raise ValueError(f"{path}: expected an 8-bit image of label ids 0..33, found {ids.dtype} {ids.shape}, "
                          f"largest value {ids.max()}")
     return TRAIN_IDS[ids]
 
@@ -36,8 +36,9 @@ def prepare(source, out, size, crop):
         if not images.is_dir() or not labels.is_dir():
             raise ValueError(f"{images} and {labels} are needed; --source is the folder of leftImg8bit and gtFine")
         for city in sorted(p.name for p in images.iterdir() if p.is_dir()):
+            city_images = list_files(images / city, "_leftImg8bit")
             city_labels = list_files(labels / city, "_gtFine_labelIds") if (labels / city).is_dir() else {}
-            for stem, image, label in match_pairs(list_files(images / city, "_leftImg8bit"), city_labels, images / city):
+            for stem, image, label in match_pairs(city_images, city_labels, images / city):
                 def make(image=image, label=label):
                     return fit_pair(read_image(image), read_label_ids(label), size, crop, label)
                 items.append((stem, make))

@@ -3,9 +3,9 @@
     python -m data.idd_lite.prepare --source idd20k_lite
 
 expects the official download: leftImg8bit/{train,val}/<drive>/<id>_image.jpg, 320x227, and
-gtFine/{train,val}/<drive>/<id>_label.png with ids 0..6 and 255 for void. Frames of one drive look alike, so whole drives
-are held out: every tenth drive of train becomes val; the official val becomes test, and where the download has none,
-every tenth drive, counted from the sixth, does.
+gtFine/{train,val}/<drive>/<id>_label.png with ids 0..6 and 255 for void. Frames of one drive look alike, so whole
+drives are held out: every tenth drive of train becomes val; the official val becomes test, and where the download has
+none, every tenth drive, counted from the sixth, does.
 """
 
 from data.common import prepare_command, write_dataset
@@ -32,14 +32,16 @@ def prepare(source, out, size, crop):
             raise ValueError(f"{folder} and {labelled} are needed; --source is the folder of leftImg8bit and gtFine")
         for drive in sorted(p.name for p in folder.iterdir() if p.is_dir()) if folder.is_dir() else ():
             labels = list_files(labelled / drive, "_label") if (labelled / drive).is_dir() else {}
-            labels = {stem: path for stem, path in labels.items() if not stem.endswith("_inst")}  # instances, not classes
+            labels = {stem: path for stem, path in labels.items() if not stem.endswith("_inst")}  # instances
             drives[split, drive] = match_pairs(list_files(folder / drive, "_image"), labels, folder / drive)
     splits = {"train": [], "val": [], "test": []}
     own_test = any(split == "val" for split, _ in drives)
-    n = 0
-    for (split, drive), pairs in drives.items():
-        to = "test" if split == "val" else "val" if n % 10 == 0 else "test" if n % 10 == 5 and not own_test else "train"
-        n += split == "train"
+    for n, ((split, drive), pairs) in enumerate(drives.items()):  # train's drives come first
+        to = "train"
+        if split == "val" or n % 10 == 5 and not own_test:
+            to = "test"
+        elif n % 10 == 0:
+            to = "val"
         for stem, image, label in pairs:
             def make(image=image, label=label):
                 return fit_pair(read_image(image), read_mask(label, colorbook)[0], size, crop, label)

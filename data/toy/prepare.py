@@ -1,9 +1,9 @@
 """Toy street scenes, drawn by this file, each with its exact mask in the 19 classes of Cityscapes and BDD100K.
 
-    python -m data.toy.prepare --out data/toy/prepared --train 1000 --val 100 --test 100 --size 64x64 --seed 0
+    python -m data.toy.prepare --out data/toy/prepared --train 1000 --val 100 --test 100 --size 48x48 --seed 0
 
 A scene is laid out in metres: x to the right of the middle of the road, y up from the ground, z ahead of the camera.
-Painter draws every shape on a picture of colours and on a picture of class ids alike: that is why the mask is exact.
+Painter draws every shape on a canvas of colours and on a canvas of class ids alike: that is why the mask is exact.
 """
 
 import argparse
@@ -13,14 +13,16 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, ImageDraw, ImageFilter
 
+from config import command
 from data.common import parse_size, write_dataset
 from masks import Colorbook
 
 (ROAD, SIDEWALK, BUILDING, WALL, FENCE, POLE, LIGHT, SIGN, VEGETATION, TERRAIN, SKY, PERSON, RIDER, CAR, TRUCK, BUS,
  TRAIN, MOTORCYCLE, BICYCLE) = range(19)  # the order of colorbook.json
 
+SIZE = (48, 48)  # height, width of a scene: that of the preset toy in config.yaml
 SCALE = 4  # everything is drawn so many times larger than asked for, then averaged: smooth edges
-NEAR = 6  # distance in metres of the ground at the lower edge of the picture
+NEAR = 6  # distance in metres of the ground at the lower edge of the image
 GRAIN = {ROAD: (.05, .05), SIDEWALK: (.05, .04), BUILDING: (.03, .04), WALL: (.07, .06), FENCE: (.05, .03),
          VEGETATION: (.08, .16), TERRAIN: (.07, .12)}  # strength of the fine and of the coarse noise of a class
 TIMES = {  # how often, sky above, sky at the horizon, clouds, light; colours are fractions of white
@@ -90,7 +92,7 @@ class Painter:
 
     def poly(self, points, colour, label, glow=0):
         xy = [self.point(*p) for p in points]
-        if max(xy)[0] > 0 and min(xy)[0] < self.unit * self.aspect:  # not beside the picture
+        if max(xy)[0] > 0 and min(xy)[0] < self.unit * self.aspect:  # not beside the image
             self.draw("polygon", xy, points[0][2], colour, label, glow)
 
     def rect(self, x0, x1, y0, y1, z, colour, label, glow=0):
@@ -140,8 +142,8 @@ def sky(p):
         image += (p.rng.random((H, W, 1)) > .99) * p.rng.uniform(.2, .7, (H, W, 1)) * (1 - down)
     clouds = noise(p.rng, p.size, 5) + noise(p.rng, p.size, 11) * .6 + noise(p.rng, p.size, 22) * .25
     image += (np.array(white) - image) * np.clip(clouds - p.rng.uniform(-.3, 1.2), 0, 1)[..., None] * .8
-    picture = Image.fromarray((image * 255).clip(0, 255).astype(np.uint8))
-    p.canvases[0].paste(picture.resize(p.canvases[0].size, Image.Resampling.BILINEAR))
+    gradient = Image.fromarray((image * 255).clip(0, 255).astype(np.uint8))
+    p.canvases[0].paste(gradient.resize(p.canvases[0].size, Image.Resampling.BILINEAR))
     if p.time == "night" and p.rng.random() < .5:
         p.oval(*p.rng.uniform((-30, 28), (30, 45)), 4, 4, 95, (240, 240, 215), SKY, .5)
 
@@ -317,7 +319,7 @@ def vehicle(p, x, z, label, front):
         p.rect(x0, x1, .55, .8, z, (255, 244, 205) if front else (225, 30, 25), label, 1)
 
 
-def scene(seed, size=(64, 64)):
+def scene(seed, size=SIZE):
     """One street scene: image (H, W, 3) uint8 RGB and its exact mask (H, W) uint8 of class ids.
 
     seed: a whole number >= 0 or a sequence of them; the same seed and size always give the same bytes.
@@ -394,7 +396,7 @@ def finish(p):
     return (image.clip(0, 1) * 255).round().astype(np.uint8), ids
 
 
-def prepare(out, train=1000, val=100, test=100, size=(64, 64), seed=0):
+def prepare(out, train=1000, val=100, test=100, size=SIZE, seed=0):
     """Draw the three splits and write them to the folder `out`."""
     if min(train, val, test, seed) < 0:
         raise ValueError(f"train, val, test and seed must be 0 or more, got {train}, {val}, {test} and {seed}")
@@ -410,12 +412,10 @@ def main():
     parser.add_argument("--out", type=Path, default=Path("data/toy/prepared"), help="default: %(default)s")
     for split, count in (("train", 1000), ("val", 100), ("test", 100)):
         parser.add_argument(f"--{split}", type=int, default=count, metavar="N", help="scenes; default: %(default)s")
-    parser.add_argument("--size", type=parse_size, default=(64, 64), metavar="HxW", help="default: 64x64")
+    parser.add_argument("--size", type=parse_size, default=SIZE, metavar="HxW",
+                        help=f"height x width; default: {SIZE[0]}x{SIZE[1]}")
     parser.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    try:
-        prepare(**vars(parser.parse_args()))
-    except (ValueError, OSError) as error:
-        raise SystemExit(f"error: {error}")
+    command(lambda: prepare(**vars(parser.parse_args())))
 
 
 if __name__ == "__main__":

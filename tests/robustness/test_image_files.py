@@ -49,11 +49,12 @@ def data(tmp_path):
 def stems(root, **options):
     pairs = Pairs(root, "train", (8, 8), **options)
     assert all(np.array_equal(pairs.planes[i, 3], SCENE) for i in range(len(pairs)))
+    assert np.abs(pairs.planes[:, :3].permute(0, 2, 3, 1).numpy().astype(int) - BOOK.paint(SCENE)).mean() < 6  # JPEG
     return [stem for stem, _, _ in pairs.files]
 
 
 def test_mixed_suffixes_and_case(data):
-    """Images as .JPG from a camera, with masks as .png, would be no pairs, or the split would be empty on Linux alone."""
+    """Suffixes of all kinds, in capitals or not, make pairs, on every system."""
     jpeg, big = encode(BOOK.paint(SCENE), "jpeg"), encode(BOOK.paint(SCENE), "bmp")
     images = {"a.JPG": jpeg, "b.jpeg": jpeg, "c.PNG": IMAGE, "d.Bmp": big, "e.tiff": encode(BOOK.paint(SCENE), "tiff")}
     masks = {"a.png": MASK, "b.PNG": MASK, "c.bmp": encode(SCENE, "bmp"), "d.TIF": encode(SCENE, "tiff"), "e.png": MASK}
@@ -61,7 +62,7 @@ def test_mixed_suffixes_and_case(data):
 
 
 def test_what_systems_leave_in_folders(data):
-    """Finder's, Explorer's or a network disk's hidden files would be pairs that cannot be read."""
+    """What Finder, Explorer and editors leave in a folder is no image."""
     rubbish = {".DS_Store": b"\0\0\0\1Bud1", "._a.png": b"\0\5\26\7", ".b.png": b"", "Thumbs.db": b"", "notes.txt": b"",
                "c.png~": b""}
     root = data({"a.png": IMAGE} | rubbish, {"a.png": MASK} | rubbish)
@@ -72,30 +73,31 @@ def test_what_systems_leave_in_folders(data):
 
 
 def test_only_sub_folders(data):
-    """Masks sorted into folders by city would be an empty split without a reason."""
+    """Masks in sub-folders are refused, with the shape that is expected."""
     root = data({"a.png": IMAGE}, {})
     (root / "train" / "masks" / "zurich").mkdir()
     with pytest.raises(ValueError, match=r"none of 1 image\(s\).*among 0.*without sub-folders"):
         stems(root)
 
 
-@pytest.mark.parametrize("name", ["köln 道路 ü", "it's (1) [copy] #2 %d", "a.b.c", "x" * 240, "-n", "trailing "])
+@pytest.mark.parametrize("name", [
+    "köln 道路 ü", "Straße nach Süden (2)", "it's (1) [copy] #2 %d", "a.b.c", "x" * 240, "-n", "trailing "])
 def test_names_as_people_give_them(data, name):
-    """A name with spaces, marks, dots, another script, or of full length would not be found again."""
+    """Names with spaces, umlauts, marks, dots, in another script, or of full length are found."""
     if os.name == "nt" and len(name) > 200:
         pytest.skip("Windows has no paths of this length")
     assert stems(data({f"{name}.png": IMAGE}, {f"{name}.png": MASK})) == [unicodedata.normalize("NFC", name)]
 
 
 def test_names_taken_apart_by_macos(data):
-    """An archive from a Mac writes ö as o and two dots: to the eye the same name, and yet no pair."""
+    """A name with ö pairs with the same name from a Mac, which stores o and two dots."""
     whole, apart = (unicodedata.normalize(form, "Köln_é") for form in ("NFC", "NFD"))
     assert whole != apart
     assert stems(data({f"{whole}.png": IMAGE}, {f"{apart}.png": MASK})) == [whole]
 
 
 def test_stems_that_differ_in_case(data):
-    """Where the system tells a from A they are two pairs, and never mixed."""
+    """Where the system tells a from A they are two pairs, and never mixed up."""
     root = data({"a.png": IMAGE}, {"a.png": MASK})
     if (root / "train" / "masks" / "A.PNG").exists():
         pytest.skip("this system does not tell a from A")
@@ -106,7 +108,7 @@ def test_stems_that_differ_in_case(data):
 
 @pytest.mark.parametrize("name", ["道路", b"\xff"], ids=["another script", "no text"])
 def test_names_that_the_terminal_cannot_show(data, tiny, tmp_path, monkeypatch, name):
-    """A list of such names, printed to an old terminal or to a file on Windows, would end the run in an error of print()."""
+    """Names that an old terminal cannot show are printed with escapes, and the run goes on."""
     root = data({"a.png": IMAGE}, {"a.png": MASK})
     shutil.copytree(root / "train", root / "val")
     try:
@@ -120,13 +122,13 @@ def test_names_that_the_terminal_cannot_show(data, tiny, tmp_path, monkeypatch, 
     monkeypatch.setattr(sys, "argv", ["train.py", "--config", str(tmp_path / "my.yaml"), "--dry-run"])
     main()
     screen.flush()
-    said = screen.buffer.getvalue()
-    assert b"1 image(s) without a mask left out: \\u" in said and b"dry run" in said
+    printed = screen.buffer.getvalue()
+    assert b"1 image(s) without a mask left out: \\u" in printed and b"dry run" in printed
 
 
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_links(data, tmp_path):
-    """Links to a data set elsewhere would not be followed; dead ones and loops would vanish without a word."""
+    """Links to files elsewhere are followed; dead ones and loops are refused by name."""
     root = data({}, {})
     (tmp_path / "elsewhere.png").write_bytes(IMAGE)
     for stem in ("good", "dead", "loop"):
@@ -149,7 +151,7 @@ BAD = {"cut.png": (IMAGE, MASK[:60]), "empty.png": (b"", MASK), "small.png": (IM
 
 @pytest.mark.parametrize("memory_gb", [0, 4])
 def test_all_bad_pairs_are_listed(data, memory_gb):
-    """One bad file among thousands would stop the run after hours, and the next one the run after that."""
+    """All bad pairs are listed at once, ten of them by name, and the good ones are not."""
     good = {f"{i:04d}.png" for i in range(400)}
     root = data(dict.fromkeys(good, IMAGE) | {name: image for name, (image, _) in BAD.items()},
                 dict.fromkeys(good, MASK) | {name: mask for name, (_, mask) in BAD.items()})
@@ -166,13 +168,13 @@ def test_all_bad_pairs_are_listed(data, memory_gb):
 @pytest.mark.parametrize("memory_gb", [0, 4])
 @pytest.mark.parametrize("split, kind", [("train", "images"), ("val", "masks")])
 def test_dry_run_reads_every_file(tiny, flat_root, tmp_path, capsys, memory_gb, split, kind):
-    """--dry-run would promise that all is well with data that were never looked at."""
+    """--dry-run reads every file of train and val, and refuses a damaged one by name."""
     root = tmp_path / "copy"
     shutil.copytree(flat_root, root)
     cfg = tiny(data__root=root, data__memory_gb=memory_gb)
     train(cfg, dry_run=True)
-    said = capsys.readouterr().out
-    assert "50 pairs" in said and "10 pairs" in said and "dry run" in said and not Path(cfg["out"]).exists()
+    printed = capsys.readouterr().out
+    assert "50 pairs" in printed and "10 pairs" in printed and "dry run" in printed and not Path(cfg["out"]).exists()
     victim = sorted((root / split / kind).iterdir())[7]
     victim.write_bytes(victim.read_bytes()[:-30])
     with pytest.raises(ValueError, match=f"1 of .* pairs cannot be used(.|\n)*{victim.name}"):
@@ -181,7 +183,7 @@ def test_dry_run_reads_every_file(tiny, flat_root, tmp_path, capsys, memory_gb, 
 
 
 def test_pairs_of_different_sizes(data):
-    """Pictures of many sizes, tall and wide, would not make batches, or be stretched."""
+    """Images of many sizes, tall and wide, become planes of one size."""
     sizes = [(8, 8), (16, 8), (9, 40), (8, 13), (64, 64)]
     images, masks = {}, {}
     for i, (h, w) in enumerate(sizes):
@@ -189,3 +191,17 @@ def test_pairs_of_different_sizes(data):
         images[f"{i}.png"], masks[f"{i}.png"] = encode(BOOK.paint(ids)), encode(ids)
     pairs = Pairs(data(images, masks), "train", (8, 16))
     assert pairs.planes.shape == (5, 4, 8, 16) and all((pairs.planes[i, 3] == i % 4).all() for i in range(5))
+
+
+def test_a_set_as_people_have_it(data):
+    """JPEG and 16-bit images with umlauts and spaces in their names are read to the same pixels as 8-bit PNGs."""
+    grey = np.arange(64, dtype=np.uint16).reshape(8, 8) * 1040  # 0..65520: 255 is 65535
+    images = {"Grüne Gasse 1.JPG": encode(np.full((8, 8, 3), (10, 200, 90), np.uint8), "jpeg", quality=95),
+              "Grüne Gasse 2.png": encode(grey), "Grüne Gasse 3.tif": encode(grey, "tiff"),
+              "Grüne Gasse 4.png": encode((grey // 257).astype(np.uint8))}
+    masks = {f"Grüne Gasse {i}.png": MASK for i in range(1, 5)}
+    pairs = Pairs(data(images, masks), "train", (8, 8))
+    assert np.abs(pairs.planes[0, :3].numpy().astype(int) - np.array([10, 200, 90])[:, None, None]).max() <= 4
+    for i in (1, 2, 3):
+        assert np.abs(pairs.planes[i, :3].numpy() - grey / 257).max() <= 1
+    assert all(np.array_equal(planes[3], SCENE) for planes in pairs.planes)

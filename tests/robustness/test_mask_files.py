@@ -1,4 +1,4 @@
-"""Masks and images of every kind, made from ids and colours that are known; hypothesis looks for the case that fails."""
+"""Masks and images of every kind, made from known ids and colours; hypothesis looks for the case that fails."""
 
 import io
 import struct
@@ -7,13 +7,11 @@ from functools import lru_cache, partial
 
 import numpy as np
 import pytest
-import torch
-import torch.nn.functional as F
 from hypothesis import HealthCheck, assume, example, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image, ImageDraw, ImageFilter
-from test_dataset import BOOK, NONE, PALETTE, ROAD, SKY, drawing, street
+from PIL import Image, ImageFilter
+from scenes import BOOK, NONE, PALETTE, ROAD, SKY, drawing, edges, painting, street
 
 from dataset import fit_pair, read_image
 from masks import Colorbook, read_mask
@@ -54,7 +52,7 @@ def check_refused(read, path, *words):
     with pytest.raises(ValueError) as error:
         read(path)
     text = str(error.value)
-    assert str(path) in text and ("xpected" in text and ("ave it" in text or "Are these" in text) or "Paint with" in text), text
+    assert str(path) in text and any(remedy in text for remedy in ("ave it", "Are these", "Paint", "Scale it")), text
     assert all(word in text for word in words), text
 
 
@@ -69,7 +67,7 @@ def mask_of(path):
 @given(ids=small_masks, interlaced=st.booleans(),
        form=st.sampled_from(["ids", "palette", "RGB", "RGBA", "RGB 16 bits", "RGBA 16 bits"]))
 def test_every_form_of_png(tmp_path, ids, form, interlaced):
-    """A mask from another program, with more bits or interlaced, would become another mask."""
+    """A mask of any form, with more bits or interlaced, is read exactly."""
     path, rgb = tmp_path / "mask.png", PALETTE[ids]
     if "RGBA" in form:  # below what is transparent there is any colour
         rgb = np.dstack([np.where((ids == NONE)[..., None], 77, rgb), np.where(ids == NONE, 0, 255)])
@@ -82,9 +80,9 @@ def test_every_form_of_png(tmp_path, ids, form, interlaced):
 @few(max_examples=30)
 @given(data=st.data(), depth=st.sampled_from([1, 2, 4, 8]), interlaced=st.booleans())
 def test_palettes_of_any_order_and_length(tmp_path, data, depth, interlaced):
-    """A colour picture that a program stored with a palette of its own would be taken for ids, or some of it for unlabelled."""
+    """Colours that a program stored with a palette of its own are read as the classes that they show."""
     size = data.draw(st.integers(1, 2**depth))
-    classes = np.array(data.draw(st.lists(known_ids, min_size=size, max_size=size)), np.uint8)  # the class of each entry
+    classes = np.array(data.draw(st.lists(known_ids, min_size=size, max_size=size)), np.uint8)  # by entry
     index = data.draw(arrays(np.uint8, (5, 9), elements=st.integers(0, size - 1)))
     assume((classes[index] != index).any())  # else black entries could be ids without a colour
     write_png(tmp_path / "mask.png", index, depth, PALETTE[classes], interlaced=interlaced)
@@ -98,21 +96,21 @@ def test_palettes_of_any_order_and_length(tmp_path, data, depth, interlaced):
 @pytest.mark.parametrize("ids", [street(), np.full((4, 4), NONE, np.uint8), np.zeros((4, 4), np.uint8)],
                          ids=["street", "none", "road"])
 def test_unlabelled_may_have_any_colour_in_a_palette(tmp_path, ids, void):
-    """Masks of data sets that show unlabelled in white (PASCAL VOC: in cream) would be refused."""
+    """Id 255 is unlabelled in a palette that shows it in black, white, or cream as PASCAL VOC does."""
     write_png(tmp_path / "mask.png", ids, 8, np.concatenate([PALETTE[:255], [void]]))
     assert np.array_equal(mask_of(tmp_path / "mask.png")[0], ids)
 
 
 @pytest.mark.parametrize("ids", [np.zeros((3, 4), np.uint8), street()], ids=["road only", "street"])
 def test_grey_palette_is_ids(tmp_path, ids):
-    """A picture of road alone, in ids with a palette of greys, would be black, and so unlabelled."""
+    """Ids with a palette of greys are ids, also where black is all that is shown."""
     write_png(tmp_path / "mask.png", ids, 8, np.arange(256)[:, None].repeat(3, axis=1))
     assert np.array_equal(mask_of(tmp_path / "mask.png")[0], ids)
 
 
 @pytest.mark.parametrize("form", ["palette", "other palette", "ids", "RGB", "RGBA"])
 def test_transparent_is_unlabelled(tmp_path, form):
-    """What was erased would be the class whose colour or id lies below."""
+    """What was erased is unlabelled, whatever colour or id lies below."""
     ids, path = street(), tmp_path / "mask.png"
     expected = np.where(ids == SKY, NONE, ids)
     if form == "palette":
@@ -130,7 +128,7 @@ def test_transparent_is_unlabelled(tmp_path, form):
 @few(max_examples=25)
 @given(ids=arrays(np.uint8, (4, 6), elements=st.integers(0, 255)), K=st.integers(1, 255), palette=st.booleans())
 def test_ids_out_of_range(tmp_path, ids, K, palette):
-    """An id without a class would be another class, or unlabelled; or a good one would be refused."""
+    """An id without a class is refused with how often it occurs; all others are read."""
     book = Colorbook({str(k): [k + 1, 255 - k, 7] for k in range(K)})
     write_png(tmp_path / "mask.png", ids, 8, np.concatenate([book.colors, np.zeros((256 - K, 3))]) if palette else None)
     odd = ids[(ids >= K) & (ids != NONE)]
@@ -145,7 +143,7 @@ def test_ids_out_of_range(tmp_path, ids, K, palette):
 
 
 def saved(mode, suffix, path, **options):
-    """The street in colours as a picture of that mode and format, or in ids where the mode has a single channel."""
+    """The street in colours as an image of that mode and format, or in ids where the mode has a single channel."""
     path = path / f"mask.{suffix}"
     single = mode in ("1", "L", "LA", "P", "I;16", "I", "F")
     image = Image.fromarray(street() if single else PALETTE[street()])
@@ -161,41 +159,41 @@ def saved(mode, suffix, path, **options):
     return path
 
 
-READ = [("L", "png"), ("L", "tif"), ("L", "bmp"), ("P", "png"), ("P", "tif"), ("P", "bmp"), ("P", "gif"), ("RGB", "png"),
-        ("RGB", "tif"), ("RGB", "bmp"), ("RGBA", "png"), ("RGBA", "tif")]
+READ = [("L", "png"), ("L", "tif"), ("L", "bmp"), ("P", "png"), ("P", "tif"), ("P", "bmp"), ("P", "gif"),
+        ("RGB", "png"), ("RGB", "tif"), ("RGB", "bmp"), ("RGBA", "png"), ("RGBA", "tif")]
 REFUSED = [("1", "png"), ("1", "tif"), ("1", "bmp"), ("LA", "png"), ("LA", "tif"), ("PA", "tif"), ("I;16", "png"),
            ("I;16", "tif"), ("I", "tif"), ("F", "tif"), ("CMYK", "tif"), ("CMYK", "jpg"), ("LAB", "tif"), ("L", "jpg")]
 
 
 @pytest.mark.parametrize("mode, suffix", READ)
 def test_modes_that_are_read(tmp_path, mode, suffix):
-    """A mask in a format that keeps every pixel would be read wrong."""
+    """A mask in a format that keeps every pixel is read exactly."""
     assert np.array_equal(mask_of(saved(mode, suffix, tmp_path))[0], street())
 
 
 @pytest.mark.parametrize("mode, suffix", REFUSED)
 def test_modes_that_are_refused(tmp_path, mode, suffix):
-    """A picture whose values are no ids and no colours, or no longer exactly, would be guessed at."""
+    """An image whose values are neither ids nor colours, or no longer exactly, is refused with what to do."""
     check_refused(mask_of, saved(mode, suffix, tmp_path), "8-bit PNG")
 
 
-@pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"tiffinfo": {262: 0}}], ids=["JPEG in a TIFF", "white is zero"])
+@pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"tiffinfo": {262: 0}}], ids=["JPEG", "white is zero"])
 def test_grey_tiffs_that_are_no_ids(tmp_path, options):
-    """Ids that were compressed with loss, or stored upside down, would become neighbouring classes."""
+    """Ids that were compressed with loss, or stored upside down, are refused."""
     check_refused(mask_of, saved("L", "tif", tmp_path, **options), "8-bit PNG")
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_ids_of_few_bits(tmp_path, depth):
-    """Readers scale 2 and 4 bits to 0..255: id 1 would become id 17 or 85."""
+    """Grey of fewer than 8 bits is refused: readers scale it to 0..255, id 1 to 17 or 85."""
     write_png(tmp_path / "mask.png", np.arange(12).reshape(3, 4) % 2**depth, depth)
     check_refused(mask_of, tmp_path / "mask.png", "8-bit PNG")
 
 
 @pytest.mark.parametrize("read", [mask_of, read_image])
-def test_files_that_are_no_picture(tmp_path, read):
-    """An empty, missing or foreign file would end in a traceback, or in an error that does not say which file."""
-    files = {"empty.png": b"", "text.png": b"version https://git-lfs.github.com/spec/v1", "page.jpg": b"<html>404</html>"}
+def test_files_that_are_no_image(tmp_path, read):
+    """An empty, missing or foreign file is refused by name."""
+    files = {"empty.png": b"", "text.png": b"version https://git-lfs.github.com", "page.jpg": b"<html>404</html>"}
     for name, content in files.items():
         (tmp_path / name).write_bytes(content)
         check_refused(read, tmp_path / name, f"{len(content)} bytes")
@@ -205,8 +203,8 @@ def test_files_that_are_no_picture(tmp_path, read):
 
 
 @pytest.mark.parametrize("size", [(0, 0), (0, 5), (5, 0)])
-def test_picture_without_pixels(tmp_path, size):
-    """A picture of no pixels would be an error of arithmetic somewhere later."""
+def test_image_without_pixels(tmp_path, size):
+    """An image of no pixels is refused by name."""
     write_png(tmp_path / "mask.png", np.zeros((*size, 3), np.uint8))
     check_refused(mask_of, tmp_path / "mask.png")
     check_refused(read_image, tmp_path / "mask.png")
@@ -214,18 +212,19 @@ def test_picture_without_pixels(tmp_path, size):
 
 @pytest.mark.parametrize("side", [9_500, 20_000, 60_000])
 @pytest.mark.filterwarnings("error")
-def test_huge_pictures(tmp_path, side):
-    """A small file that unpacks to gigabytes would take all memory; Pillow only warns about some of them."""
+def test_huge_images(tmp_path, side):
+    """A file that unpacks to gigabytes is refused before it does, with its size, the limit and what to do."""
     head = struct.pack(">IIBBBBB", side, side, 8, 2, 0, 0, 0)
     parts = chunk(b"IHDR", head) + chunk(b"IDAT", zlib.compress(bytes(10**6))) + chunk(b"IEND", b"")
     (tmp_path / "bomb.png").write_bytes(b"\x89PNG\r\n\x1a\n" + parts)
-    check_refused(mask_of, tmp_path / "bomb.png", str(side**2), f"{Image.MAX_IMAGE_PIXELS:,} pixels")
+    limit = f"at most {Image.MAX_IMAGE_PIXELS:,} pixels"
+    check_refused(mask_of, tmp_path / "bomb.png", str(side**2), limit, "Scale it down")
     check_refused(read_image, tmp_path / "bomb.png", str(side**2))
 
 
 @pytest.mark.parametrize("suffix", ["png", "gif", "tif", "webp"])
 def test_several_frames(tmp_path, suffix):
-    """Of an animation or a document the first page would be taken without a word."""
+    """An animation or a document of several pages is refused."""
     pages = [Image.new("RGB", (8, 8), tuple(color)) for color in PALETTE[:3].tolist()]
     pages[0].save(tmp_path / f"pages.{suffix}", save_all=True, append_images=pages[1:])
     check_refused(mask_of, tmp_path / f"pages.{suffix}", "3 frames")
@@ -239,8 +238,9 @@ SUFFIXES = ("png", "bmp", "tif", "webp", "gif", "jpg")
 def encoded(suffix):
     """The bytes of a street as a mask in that format."""
     buffer = io.BytesIO()
-    Image.fromarray(PALETTE[street(96, 128)]).save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix),
-                                                   **{"webp": {"lossless": True}, "jpg": {"quality": 90}}.get(suffix, {}))
+    options = {"webp": {"lossless": True}, "jpg": {"quality": 90}}.get(suffix, {})
+    image = Image.fromarray(PALETTE[street(96, 128)])
+    image.save(buffer, {"jpg": "jpeg", "tif": "tiff"}.get(suffix, suffix), **options)
     return buffer.getvalue()
 
 
@@ -253,7 +253,7 @@ def same_or_refused(read, path, expected):
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_truncated_files(tmp_path, suffix):
-    """A download that stopped half-way would be trained on, with grey where the rest is missing."""
+    """A download that stopped half-way is read completely or refused."""
     whole, path = encoded(suffix), tmp_path / f"cut.{suffix}"
     path.write_bytes(whole)
     expected = read_image(path)
@@ -266,7 +266,7 @@ def test_truncated_files(tmp_path, suffix):
 @few(max_examples=50)
 @given(at=st.floats(0, 1, exclude_max=True), flip=st.integers(1, 255))
 def test_damaged_png(tmp_path, at, flip):
-    """A flipped byte would change classes unnoticed: a PNG has check sums, which are to be believed."""
+    """A PNG with a changed byte is read as before or refused by its check sums."""
     damaged = bytearray(encoded("png"))
     damaged[int(at * len(damaged))] ^= flip
     (tmp_path / "mask.png").write_bytes(damaged)
@@ -277,7 +277,7 @@ def test_damaged_png(tmp_path, at, flip):
 @given(suffix=st.sampled_from(SUFFIXES), value=st.integers(0, 255),
        at=st.lists(st.floats(0, 1, exclude_max=True), min_size=1, max_size=4))
 def test_no_damage_crashes(tmp_path, suffix, at, value):
-    """A broken file among thousands would end a night's work in a traceback that does not name it."""
+    """Any damage ends in a result or a ValueError that names the file."""
     damaged = bytearray(encoded(suffix))
     for where in at:
         damaged[int(where**2 * len(damaged))] = value  # more often in the header
@@ -292,12 +292,13 @@ def test_no_damage_crashes(tmp_path, suffix, at, value):
 # --------------------------------------------------------------------------------------------------- rotation
 
 TURNS = {1: lambda a: a, 2: lambda a: a[:, ::-1], 3: lambda a: a[::-1, ::-1], 4: lambda a: a[::-1],
-         5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1), 8: np.rot90}
+         5: lambda a: a.swapaxes(0, 1), 6: lambda a: np.rot90(a, -1), 7: lambda a: a[::-1, ::-1].swapaxes(0, 1),
+         8: np.rot90}
 
 
 @pytest.mark.parametrize("orientation", TURNS)
 def test_exif_rotation(tmp_path, orientation):
-    """A phone's photo would lie on its side, and its mask not, or the other way round."""
+    """Images and masks are turned as their EXIF says."""
     exif = Image.Exif()
     exif[0x112] = orientation
     ids = street()
@@ -314,7 +315,7 @@ def test_exif_rotation(tmp_path, orientation):
     assert np.array_equal(read_image(tmp_path / "deep.png")[..., 0], upright)
     image = read_image(tmp_path / "photo.jpg")
     assert np.abs(image.astype(int) - PALETTE[upright]).mean() < 4
-    fit_pair(image, mask_of(tmp_path / "palette.png")[0], (8, 8), None, "pair")  # one size, whichever way they are turned
+    fit_pair(image, mask_of(tmp_path / "palette.png")[0], (8, 8), None, "pair")  # they have one size
 
 
 # ----------------------------------------------------------------------------------------------------- images
@@ -322,9 +323,10 @@ def test_exif_rotation(tmp_path, orientation):
 
 @few(max_examples=40)
 @given(values=arrays(np.uint16, st.tuples(st.integers(1, 9), st.integers(1, 9))), interlaced=st.booleans())
-@example(values=np.array([[0, 128, 129, 255, 256, 257, 32768, 65279, 65406, 65407, 65535]], np.uint16), interlaced=False)
+@example(values=np.array([[0, 128, 129, 255, 256, 257, 32768, 65279, 65406, 65407, 65535]], np.uint16),
+         interlaced=False)
 def test_16_bit_images_are_scaled(tmp_path, values, interlaced):
-    """16 bits would be cut at 255, a white picture, or wrap around, a picture of stripes."""
+    """16 bits are scaled to 8 and rounded."""
     expected = np.floor(values / 257 + 0.5)
     write_png(tmp_path / "grey.png", values, 16, interlaced=interlaced)
     assert np.array_equal(read_image(tmp_path / "grey.png"), expected[..., None].repeat(3, axis=2))
@@ -345,7 +347,7 @@ SAVED = {"png": ("1", "L", "LA", "P", "RGB", "RGBA"), "tif": ("1", "L", "LA", "P
 
 @pytest.mark.parametrize("mode, suffix", [(mode, suffix) for suffix, modes in SAVED.items() for mode in modes])
 def test_modes_of_images(tmp_path, mode, suffix):
-    """A grey, CMYK or palette picture would be read in other colours."""
+    """Grey, CMYK and palette images are read in the colours that they show."""
     image = Image.new("RGB", (16, 16), CONVERTED[mode]).convert(mode, palette=Image.Palette.ADAPTIVE)
     image.save(tmp_path / f"image.{suffix}", **{"webp": {"lossless": True}, "jpg": {"quality": 95}}.get(suffix, {}))
     assert np.abs(read_image(tmp_path / f"image.{suffix}").astype(int) - CONVERTED[mode]).max() <= 3
@@ -353,14 +355,14 @@ def test_modes_of_images(tmp_path, mode, suffix):
 
 @pytest.mark.parametrize("mode", ["I", "F", "LAB"])
 def test_images_of_unknown_range(tmp_path, mode):
-    """Numbers of 32 bits, whose white nobody knows, would be cut at 255."""
+    """Images whose range is not known are refused."""
     Image.new(mode, (8, 8)).save(tmp_path / "image.tif")
     check_refused(read_image, tmp_path / "image.tif", mode, "8-bit PNG")
 
 
 @pytest.mark.parametrize("form", ["RGBA", "LA", "palette", "associated"])
 def test_transparent_images_are_black_there(tmp_path, form):
-    """What an eraser left below transparency, garbage of any colour, would appear in the picture."""
+    """Transparent parts of an image are black, whatever colour lies below."""
     path = tmp_path / "image.png"
     alpha = np.array([[0, 51, 255]], np.uint8)
     if form == "palette":
@@ -379,8 +381,8 @@ def test_transparent_images_are_black_there(tmp_path, form):
     assert np.abs(read_image(path) - (expected[..., :1] if form == "LA" else expected)).max() <= 1
 
 
-def test_phone_photo_with_a_second_picture(tmp_path):
-    """Photos of many phones (MPO) would be refused, because a small second picture is in the file."""
+def test_phone_photo_with_a_second_image(tmp_path):
+    """A photo of a phone (MPO) is read although a small second image is in the file."""
     pages = [Image.new("RGB", size, color) for size, color in (((32, 16), "red"), ((8, 4), "blue"))]
     pages[0].save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=pages[1:])
     image = read_image(tmp_path / "photo.jpg")
@@ -390,20 +392,21 @@ def test_phone_photo_with_a_second_picture(tmp_path):
 # ------------------------------------------------------------------------------ colours at, near, between classes
 
 
-@few(max_examples=60)
+@few(max_examples=40)
 @given(color=st.one_of(
     st.tuples(*[st.integers(0, 255)] * 3),
     st.builds(lambda k, d: tuple(np.clip(COLORS[k] + d, 0, 255).tolist()),  # near a class
               st.integers(0, 18), arrays(int, 3, elements=st.integers(-14, 14))),
     st.builds(lambda a, b, t: tuple((COLORS[a] + t * (COLORS[b] - COLORS[a])).astype(int).tolist()),  # between two
-              st.integers(0, 18), st.integers(0, 18), st.floats(0, 1))), ground=st.lists(known_ids, min_size=1, max_size=2))
+              st.integers(0, 18), st.integers(0, 18), st.floats(0, 1))),
+       ground=st.lists(known_ids, min_size=1, max_size=2))
 def test_painted_colours(tmp_path, color, ground):
-    """A painted spot, at a class's colour, near to or between some, would become a class that it is not, or be refused."""
+    """A painted spot becomes the class that it is within reach of, and is refused if there is none."""
     rgb = PALETTE[np.repeat(np.resize(np.array(ground, np.uint8), 2), 12)[None].repeat(24, axis=0)]
     rgb[6:18, 6:18] = color
     write_png(tmp_path / "mask.png", rgb)
-    distance = np.linalg.norm(np.concatenate([COLORS, [[0, 0, 0]]]) - color, axis=1)
-    best = np.append(np.arange(19), NONE)[distance.argmin()]
+    distance = np.linalg.norm(np.concatenate([COLORS, [[0, 0, 0], [255, 255, 255]]]) - color, axis=1)
+    best = np.append(np.arange(19), [NONE, NONE])[distance.argmin()]
     if distance.min() > 20:
         check_refused(mask_of, tmp_path / "mask.png", str(color), "144 pixels")
         return
@@ -419,31 +422,8 @@ def test_painted_colours(tmp_path, color, ground):
 # ------------------------------------------------------------------------------------------------- soft brushes
 
 
-@lru_cache
-def painting(seed, h=144, w=192, scale=4, shapes=8):
-    """Ids (4h, 4w): what somebody paints at random: polygons, ellipses, rectangles, curved strokes, of any class or erased."""
-    rng = np.random.default_rng(seed)
-    canvas = Image.new("L", (w * scale, h * scale), int(rng.integers(19)))
-    pen, corner = ImageDraw.Draw(canvas), np.array([w, h]) * scale
-    for _ in range(shapes):
-        k = int(rng.integers(19)) if rng.random() < 0.9 else NONE
-        middle, radius = rng.uniform(0, corner), rng.uniform(6, 45, 2) * scale
-        shape = rng.choice(["polygon", "ellipse", "rectangle", "stroke"])
-        if shape == "polygon":
-            angles = np.sort(rng.uniform(0, 2 * np.pi, rng.integers(3, 8)))
-            pen.polygon([tuple(middle + radius * (np.cos(a), np.sin(a))) for a in angles], fill=k)
-        elif shape == "stroke":
-            a, b, c = rng.uniform(0, corner, (3, 2))
-            t = np.linspace(0, 1, 40)[:, None]
-            curve = (1 - t) ** 2 * a + 2 * t * (1 - t) * b + t**2 * c
-            pen.line([tuple(p) for p in curve], k, int(rng.uniform(4, 20) * scale), "curve")
-        else:
-            getattr(pen, shape)([*(middle - radius), *(middle + radius)], fill=k)
-    return np.array(canvas)
-
-
 def in_linear_light(image, size):
-    """Averages light, as some paint programs do, and not its code: edges turn out brighter."""
+    """An image shrunk to a quarter by averaging light, as some paint programs do: edges turn out brighter."""
     light = (np.array(image) / 255) ** 2.2
     light = light.reshape(size[1], 4, size[0], 4, 3).mean(axis=(1, 3))
     return Image.fromarray((255 * light ** (1 / 2.2)).round().astype(np.uint8))
@@ -454,83 +434,63 @@ def airbrush(image, size, radius):
 
 
 BRUSHES = {  # how it is painted; the least share of pixels that is right, of all and within 2 pixels of an edge
-    "lanczos": (lambda image, size: image.resize(size, Image.Resampling.LANCZOS), 0.99, 0.95),
-    "box": (lambda image, size: image.resize(size, Image.Resampling.BOX), 0.99, 0.95),
-    "bicubic": (lambda image, size: image.resize(size, Image.Resampling.BICUBIC), 0.99, 0.95),
-    "linear light": (in_linear_light, 0.985, 0.93),
+    "lanczos": (lambda image, size: image.resize(size, Image.Resampling.LANCZOS), 0.993, 0.95),
+    "box": (lambda image, size: image.resize(size, Image.Resampling.BOX), 0.993, 0.95),
+    "bicubic": (lambda image, size: image.resize(size, Image.Resampling.BICUBIC), 0.993, 0.95),
+    "linear light": (in_linear_light, 0.99, 0.94),
     "airbrush of 1 pixel": (lambda image, size: airbrush(image, size, 1), 0.985, 0.92),
-    "airbrush of 2 pixels": (lambda image, size: airbrush(image, size, 2), 0.97, 0.85),
+    "airbrush of 2 pixels": (lambda image, size: airbrush(image, size, 2), 0.98, 0.87),
 }
 
 
-def edges(ids):
-    planes = torch.from_numpy(ids)[None].float()
-    return (F.max_pool2d(planes, 5, 1, 2) != -F.max_pool2d(-planes, 5, 1, 2))[0].numpy()
-
-
 def naive(rgb):
-    """The nearest class, pixel by pixel."""
+    """The nearest class of each pixel, the simplest way to read soft edges."""
     colors = np.concatenate([COLORS, [[0, 0, 0]]])
     return np.append(np.arange(19), NONE)[np.stack([((rgb - c) ** 2).sum(axis=2) for c in colors]).argmin(axis=0)]
 
 
 @pytest.mark.parametrize("brush", BRUSHES)
 def test_soft_brushes(tmp_path, brush):
-    """Masks from a real paint program would be refused, or be rimmed by classes that nobody painted."""
+    """Soft edges are read right to 99.3 % of all pixels and 95 % near a border, without rims of other classes."""
     paint, least, least_at_edges = BRUSHES[brush]
     right, rims = [], []
     for seed in range(3):
         large = painting(seed)
         truth = large[2::4, 2::4]
-        picture = paint(Image.fromarray(PALETTE[large]), (192, 144))
-        picture.save(tmp_path / "mask.png")
+        image = paint(Image.fromarray(PALETTE[large]), (192, 144))
+        image.save(tmp_path / "mask.png")
         ids, edge = mask_of(tmp_path / "mask.png")[0], edges(truth)
-        simple = naive(np.array(picture).astype(int))
+        simple = naive(np.array(image).astype(int))
         right.append([(x == truth)[where].mean() for x in (ids, simple) for where in (slice(None), edge)])
         rims.append([np.isin(x, np.unique(truth), invert=True).mean() for x in (ids, simple)])
     (ours, ours_at_edges, simple, simple_at_edges), (rim, simple_rim) = np.mean(right, axis=0), np.mean(rims, axis=0)
-    print(f"{brush}: right {ours:.2%}, at edges {ours_at_edges:.1%} (nearest colour: {simple:.2%}, {simple_at_edges:.1%}); "
-          f"in a class that is not in the picture {rim:.3%} ({simple_rim:.3%})")
+    print(f"{brush}: right {ours:.2%}, at edges {ours_at_edges:.1%} (nearest colour: {simple:.2%}, "
+          f"{simple_at_edges:.1%}); in a class that is not in the mask {rim:.3%} ({simple_rim:.3%})")
     assert ours >= least and ours_at_edges >= least_at_edges and rim <= simple_rim / 5
     assert 1 - ours_at_edges <= 0.65 * (1 - simple_at_edges)
 
 
 @pytest.mark.parametrize("radius", [4, 8])
 def test_wide_airbrush(tmp_path, radius):
-    """An airbrush as wide as a thumb would be refused although every class can be seen."""
+    """Masks of a wide airbrush are read where every class can be seen."""
     hard = drawing(512, (SKY, 8, 2, 13, ROAD))
     Image.fromarray(PALETTE[hard]).filter(ImageFilter.GaussianBlur(radius)).save(tmp_path / "mask.png")
     ids = mask_of(tmp_path / "mask.png")[0]
     assert (ids == hard).mean() >= 0.97 and np.isin(ids, np.unique(hard)).mean() >= 0.99
 
 
-@pytest.mark.parametrize("wide", [1, 2, 3])
-def test_thin_soft_strokes(tmp_path, wide):
-    """A pole or a lane marking of a few soft pixels would be refused as an unknown colour, all along its length."""
-    large = np.full((256, 256), SKY, np.uint8)
-    large[128:] = ROAD
-    large[:, 101 : 101 + 4 * wide] = 5
-    Image.fromarray(PALETTE[large]).resize((64, 64), Image.Resampling.BOX).save(tmp_path / "mask.png")
-    ids = mask_of(tmp_path / "mask.png")[0]
-    assert (ids == large[2::4, 2::4]).mean() >= 0.97 and (ids == 5).sum() >= 64 * wide * 0.5
-
-
 @few(max_examples=10)
-@given(seed=st.integers(0, 59), quality=st.integers(60, 95), subsampling=st.sampled_from([0, 2]))
+@given(seed=st.integers(0, 59), quality=st.integers(50, 95), subsampling=st.sampled_from([0, 2]))
 def test_jpeg_of_any_quality(tmp_path, seed, quality, subsampling):
-    """A mask that was compressed too much would be read wrong instead of not at all."""
+    """A JPEG of quality 50 or more is read right."""
     truth = painting(seed, shapes=6)[2::4, 2::4]
     Image.fromarray(PALETTE[truth]).save(tmp_path / "mask.jpg", quality=quality, subsampling=subsampling)
-    try:
-        ids = mask_of(tmp_path / "mask.jpg")[0]
-    except ValueError as error:
-        assert "mask.jpg" in str(error) and "Paint with" in str(error)
-    else:
-        assert (ids == truth).mean() >= 0.95 and np.isin(ids, np.unique(truth)).mean() >= 0.99
+    ids = mask_of(tmp_path / "mask.jpg")[0]
+    assert (ids == truth).mean() >= 0.95 and np.isin(ids, np.unique(truth)).mean() >= 0.99
 
 
 def test_jpeg_of_common_quality(tmp_path):
-    """A mask that went through a chat program would be refused because its edges ring."""
+    """A mask that went through a chat program is read."""
     for seed in range(8):
         truth = painting(seed, shapes=6)[2::4, 2::4]
         Image.fromarray(PALETTE[truth]).save(tmp_path / "mask.jpg", quality=85)
@@ -539,8 +499,8 @@ def test_jpeg_of_common_quality(tmp_path):
 
 @pytest.mark.parametrize("suffix", ["jpg", "webp"])
 def test_unknown_colour_in_a_lossy_file(tmp_path, suffix):
-    """What is let pass because of ringing edges would let a painted colour of no class pass too."""
+    """A painted colour of no class is refused in compressed files, too, although their edges ring."""
     rgb = PALETTE[painting(3, shapes=6)[2::4, 2::4]]
-    rgb[40:60, 50:70] = 255, 0, 255
+    rgb[40:64, 50:74] = 255, 0, 255
     Image.fromarray(rgb).save(tmp_path / f"mask.{suffix}", quality=80)
     check_refused(mask_of, tmp_path / f"mask.{suffix}", "in no class")
