@@ -11,11 +11,11 @@ undisturbed run, bit for bit, and the log must have every row once. Needs fork a
 
 import argparse
 import csv
-import io
 import itertools
 import multiprocessing
 import os
 import random
+import shutil
 import signal
 import sys
 import tempfile
@@ -48,26 +48,24 @@ def child(cfg, resume, fault, when):
     """A piece of the run, in a process of its own; faults from inside strike at its save number `when`, from 0 on."""
     sys.stdout = sys.stderr = open(os.devnull, "w")
     torch.set_num_threads(1)
-    path, saves, real_save, real_replace = Path(cfg["out"], "checkpoint.pt"), itertools.count(), torch.save, os.replace
+    saves, real_save, real_replace = itertools.count(), torch.save, os.replace
 
     def save_half(state, file):
-        if next(saves) < when:
-            return real_save(state, file)
-        content = io.BytesIO()
-        real_save(state, content)
-        file.write(content.getbuffer()[: content.tell() // 2])
-        file.flush()
-        os.kill(os.getpid(), signal.SIGKILL)
+        if next(saves) == when:
+            file.write(bytes(500_000))
+            file.flush()
+            os.kill(os.getpid(), signal.SIGKILL)
+        real_save(state, file)
 
-    def replace_all_but_the_last(source, target):  # the one before is renamed to *.previous already
-        if Path(target) == path and next(saves) == when:
+    def rename_one(source, target):  # *.previous has its name, the new checkpoint not yet
+        if Path(target).name == "checkpoint.pt" and next(saves) == when:
             os.kill(os.getpid(), signal.SIGKILL)
         real_replace(source, target)
 
     if fault == "half a checkpoint":
         torch.save = save_half
     elif fault == "between renames":
-        os.replace = replace_all_but_the_last
+        os.replace = rename_one
     elif fault == "full disk":
         import resource
         signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # so that the write fails with an OSError, as on a full disk
@@ -123,7 +121,7 @@ def harass(folder, kills, seed=0, steps=40):
             if not fault:
                 raise RuntimeError(f"{run}: the training failed without a fault")
             struck[fault] += 1
-            if newest >= 0 or (run / "checkpoint.pt").exists() or (run / "checkpoint.pt.previous").exists():
+            if newest >= 0 or any((run / name).exists() for name in ("checkpoint.pt", "checkpoint.pt.previous")):
                 step = load_checkpoint(run / "checkpoint.pt")["step"]
                 if step < newest:
                     raise RuntimeError(f"{fault}: the checkpoint fell back from step {newest} to {step}")
@@ -132,7 +130,7 @@ def harass(folder, kills, seed=0, steps=40):
         check(run, folder / "undisturbed")
         if not fault:
             return struck
-        run.rename(folder / f"finished{struck.total()}-{rng.random()}")  # before enough faults struck: from the start
+        shutil.rmtree(run)  # the end came before enough faults: once more from the start
         newest = -1
 
 

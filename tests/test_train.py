@@ -6,7 +6,6 @@ import multiprocessing
 import os
 import shutil
 import signal
-import subprocess
 import sys
 import time
 import weakref
@@ -66,7 +65,8 @@ def spy(monkeypatch, owner, name, before=lambda *args, **kwargs: None):
 def train_by_hand(root):
     """The training loop of the thesis, written without train.py: the network, its EMA and the optimiser."""
     pairs, diffusion = Pairs(root, "train", [24, 16]), Diffusion(50, "linear", 0.001, 0.1, "v")
-    augment = dict(p=0.5, brightness=0.3, contrast=0, saturation=0.1, hue=0.1, vertical_flip=True, rotate=20, crop=0.6)
+    augment = {"p": 0.5, "brightness": 0.3, "contrast": 0, "saturation": 0.1, "hue": 0.1,
+               "vertical_flip": True, "rotate": 20, "crop": 0.6}
     planes = batches(pairs, 6, 5, flip=0.9, augment=augment)
     torch.manual_seed(5)
     model = UNet(4, 8, 16).to(memory_format=torch.channels_last)
@@ -335,7 +335,7 @@ def test_the_log_has_plain_lines_and_empty_cells(tiny):
 
 
 def test_images_per_s_is_of_training_alone(tiny, monkeypatch):
-    """On a clock where a step takes 1 s and validation, previews and saving 1000 s each, 8 images a step are 8 a second."""
+    """Where a step of 8 images takes 1 s, and validation, previews and saving 1000 s each, they are 8 a second."""
     clock = [0.0]
     monkeypatch.setattr(train_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
     spy(monkeypatch, torch.optim.AdamW, "step", lambda *_: clock.append(clock.pop() + 1))
@@ -369,14 +369,14 @@ REFUSED = {  # what a run is refused for, before it reads data: how the folder i
         shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6)), "0.0 GiB free.*--set out="),
     "a file in its place": (lambda out, _: out.write_text("mine"), "run.*cannot be written.*--set out="),
     "a folder below a file": (lambda out, _: out.parent.joinpath("file").write_text("mine"), "cannot be written"),
-    "no permission": (lambda out, monkeypatch: monkeypatch.setattr(os, "access", lambda *_: False), "cannot be written"),
+    "no permission": (lambda _, monkeypatch: monkeypatch.setattr(os, "access", lambda *_: False), "cannot be written"),
 }
 
 
 @pytest.mark.parametrize("dry_run", [True, False])
 @pytest.mark.parametrize("reason", REFUSED)
 def test_what_would_fail_later_is_refused_before_data_are_read(tiny, tmp_path, monkeypatch, reason, dry_run):
-    """An existing run, a full disk and a folder that cannot be written end the run, dry or real, before it reads data."""
+    """An existing run, a full disk and a folder that cannot be written end a run, dry or real, before data are read."""
     spoil, words = REFUSED[reason]
     cfg = tiny("file/run" if reason == "a folder below a file" else "run")
     spoil(tmp_path / "run", monkeypatch)
@@ -391,7 +391,7 @@ def test_dry_run_reads_all_and_writes_nothing(tiny, flat_root, tmp_path, capsys)
     """A dry run reports parameters and epochs, and finds a bad pair; nothing in any folder changes."""
     root = tmp_path / "data"
     shutil.copytree(flat_root, root)
-    cfg, before = tiny(data__root=root), files(tmp_path)
+    cfg, before = tiny(data__root=root, data__memory_gb=0), files(tmp_path)  # a run would write a map of its data
     train(cfg, dry_run=True)
     printed = capsys.readouterr().out
     assert files(tmp_path) == before
@@ -434,14 +434,14 @@ def test_existing_run_is_not_overwritten(tiny, capsys):
 @pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
 def test_resume_is_bit_for_bit(tiny, precision):
     """A run that is stopped and resumed in the middle of an epoch ends as one that never stopped."""
-    settings = {"train__precision": precision, "data__augment__p": 0.5, "train__batch_size": 7, "train__preview_every": 99}
-    train(tiny("straight", **settings))
-    train(tiny("resumed", **settings, train__steps=5))
-    train(tiny("resumed", **settings), resume=True)
+    settings = {"train__precision": precision, "data__augment__p": 0.5, "train__batch_size": 7, **NEVER}
+    train(tiny("straight", **settings, train__steps=6))
+    train(tiny("resumed", **settings, train__steps=3))
+    train(tiny("resumed", **settings, train__steps=6), resume=True)
     straight, resumed = saved(tiny("straight")), saved(tiny("resumed"))
     for key in LEARNED:
         assert same(straight[key], resumed[key]), key
-    assert straight["step"] == 10 and not same(straight["model"], straight["ema"])
+    assert straight["step"] == 6 and not same(straight["model"], straight["ema"])
     assert rows(tiny("straight"))[-1]["val_eps"] == rows(tiny("resumed"))[-1]["val_eps"]
 
 
@@ -542,7 +542,7 @@ def test_one_training_at_a_time_in_a_folder(tiny):
 
 
 def test_resume_alone_goes_on_with_the_settings_of_the_run(tiny, tmp_path, monkeypatch, capsys):
-    """`--resume RUN` needs nothing else; --set changes what it names, printed; a preset or file changes nothing, printed."""
+    """`--resume RUN` needs nothing else; --set changes what it names, another --config nothing; both are printed."""
     cfg = tiny("my run #2", train__steps=3, train__lr=0.0007, seed=9, data__flip=0.25, train__batch_size=5, **NEVER)
     monkeypatch.chdir(tmp_path)
     Path("my.yaml").write_text(yaml.safe_dump(cfg | {"out": "my run #2"}))
@@ -607,13 +607,17 @@ def test_another_batch_size_goes_on_within_the_epoch(tiny, flat_root, monkeypatc
     assert saved(tiny())["images"] == 50
 
 
-def test_command_line(tiny, tmp_path, monkeypatch):
-    """`python train.py` trains, from any folder; a mistake of the user ends in one line and exit code 1."""
+def test_command_line(tiny, tmp_path, monkeypatch, capsys):
+    """Config, preset and --set reach the run, from any folder; a mistake of the user is one line and exit code 1."""
     config = tmp_path / "my.yaml"
-    config.write_text(yaml.safe_dump(tiny(train__steps=2)))
-    program = Path(train_module.__file__)
-    done = subprocess.run([sys.executable, program, "--config", config], capture_output=True, text=True, cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert saved(tiny())["step"] == 2 and "next: python sample.py" in done.stdout
+    config.write_text(yaml.safe_dump(tiny(train__lr=0.0123, **NEVER)))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", config, "--preset", "toy", "--set", "train.steps=1", "--set", "data.flip=0.125"]
+    command_line(monkeypatch, *arguments, "--dry-run")
+    assert not (tmp_path / "run").exists()
+    command_line(monkeypatch, *arguments)
+    settings = load_config(tmp_path / "run" / "config.yaml")
+    assert [settings["train"]["lr"], settings["train"]["steps"], settings["data"]["flip"]] == [0.0123, 1, 0.125]
+    assert "next: python sample.py --checkpoint" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="^error: .*--resume"):
-        command_line(monkeypatch, "--config", config)
+        command_line(monkeypatch, *arguments)

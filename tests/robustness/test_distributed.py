@@ -80,14 +80,14 @@ def test_processes_and_micro_batches_train_what_one_batch_would(tiny):
 
 
 def test_torchrun_trains_and_resumes_what_one_process_would(tiny, tmp_path):
-    """Under torchrun the command writes one log, with the numbers of one process, and each goes on with the other's run."""
+    """`torchrun train.py`, from any folder, writes one log, of one process's numbers; one process goes on with it."""
     settings = {"train__lr": 1e-4, "train__save_every": 3, "train__val_every": 4, "train__preview_every": 99}
     for steps in 4, 8:
         train(tiny("one", **settings, train__steps=steps), resume=steps > 4)
     config = tmp_path / "my.yaml"
     config.write_text(yaml.safe_dump(tiny("two", **settings, train__steps=4)))
     done = subprocess.run([sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2",
-                           "train.py", "--config", config], capture_output=True, text=True, timeout=120)
+                           train_module.__file__, "--config", config], capture_output=True, text=True, cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("next: python sample.py") == 1 and "parameters on 2 x cpu" in done.stdout
     train(tiny("two", **settings, train__steps=8), resume=True)
