@@ -154,7 +154,7 @@ def load_checkpoint(path):
     state["path"] is the file that was read.
     """
     path = Path(path)
-    previous = path.with_name(path.name + ".previous")
+    previous = Path(f"{path}.previous")
     try:
         return read_checkpoint(path) | {"path": path}
     except (ValueError, OSError) as error:

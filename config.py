@@ -145,24 +145,28 @@ def parse_overrides(texts):
     return settings
 
 
-def load_config(path=None, preset=None, overrides=()):
+def load_config(path=None, preset=None, overrides=(), base=None):
     """A nested dict: the project's settings, over them a preset, those of a file, and `key.sub=value` overrides.
 
     A preset that only the file names belongs to the data that it names: overriding data.root leaves it out. An empty
     `out` becomes runs/<name of the data>. ValueError or FileNotFoundError name the file, the key and the remedy.
+    base is a config to start from in place of the project's: of that, only what the arguments name is changed.
     """
+    start, base_presets = read_yaml(PROJECT)
+    own, own_presets = read_yaml(path or PROJECT)
+    if base:
+        start, own = flatten(base), own if path else {}
     path = path or PROJECT
-    base, base_presets = read_yaml(PROJECT)
-    own, own_presets = read_yaml(path)
     given = parse_overrides(overrides)
     name = checked("preset", preset or own.get("preset", ""), path)
-    if name and name not in base_presets | own_presets:
-        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, base_presets | own_presets))}")
+    presets = base_presets | own_presets
+    if name and name not in presets:
+        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets))}")
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}: without the preset {name!r} of {path} (--preset {name} asks for it)")
         name = ""
     settings = {}
-    for where, layer in ((PROJECT, base), (f"{PROJECT}, preset {name}", base_presets.get(name, {})),
+    for where, layer in ((PROJECT, start), (f"{PROJECT}, preset {name}", base_presets.get(name, {})),
                          (path, own), (f"{path}, preset {name}", own_presets.get(name, {}))):
         settings |= {key: checked(key, value, where) for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()

@@ -38,23 +38,21 @@ FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each i
 
 def resolve(args):
     """The checkpoint as a dict, and the settings s of the samples, with guidances (a list), size and device."""
-    cfg, given = load_config(args.config, args.preset, args.set), parse_overrides(args.set)
+    cfg = load_config(args.config, args.preset, args.set)
+    given = parse_overrides(args.set)
     foreign = [key for key in given if not key.startswith("sample.") and key not in ("out", "device")]
     if foreign:
         raise ValueError(f"--set {foreign[0]}: the checkpoint has its own; here --set takes sample.*, out and device")
     state = load_checkpoint(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
-    s = state["config"]["sample"]
-    if args.config or args.preset:
-        s |= cfg["sample"]
-    s |= {key.removeprefix("sample."): value for key, value in given.items() if key.startswith("sample.")}
-    s["mask"] = s["mask"] or cfg["sample"]["mask"]
+    s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
+    s["mask"] = cfg["sample"]["mask"] or s["mask"]
     for key in FLAGS:
         if getattr(args, key) is not None:
             s[key] = checked(f"sample.{key}", getattr(args, key), f"--{key.replace('_', '-')}")
     s["guidances"] = [s["guidance"]]
     if args.guidance:
         where = f"--guidance {args.guidance} (several as 1,2,3,5)"
-        s["guidances"] = [checked("sample.guidance", w, where) for w in dict.fromkeys(args.guidance.split(","))]
+        s["guidances"] = list(dict.fromkeys(checked("sample.guidance", w, where) for w in args.guidance.split(",")))
     s["size"] = tuple(state["config"]["data"]["size"])
     s["device"] = pick_device(args.device or cfg["device"])
     if s["precision"] == "auto":
@@ -180,6 +178,8 @@ def run(args):
     else:
         jobs = [("unconditional", 0.0, s["seed"] + i) for i in range(args.unconditional)]
 
+    weights_crc32 = zlib.crc32(model.out.weight.detach().cpu().numpy())  # any training changes the last layer
+
     def file(job):
         stem, w, seed = job
         return out / (f"{stem}_w{w:g}_seed{seed}.png" if masks else f"{stem}_seed{seed}.png")
@@ -187,12 +187,12 @@ def run(args):
     def settings(job):
         stem, w, seed = job
         return json.dumps({
-            "mask": stem if masks else None, "mask_source": s["mask"] if masks else None,
+            "mask": stem if masks else None, "mask_source": str(Path(s["mask"])) if masks else None,
             "mask_crc32": zlib.crc32(masks[stem].tobytes()) if masks else None, "seed": seed, "guidance": w,
             "guidance_interval": s["guidance_interval"], "sampler": s["sampler"],
             "steps": diffusion.T if s["sampler"] == "ddpm" else s["steps"], "eta": s["eta"],
             "precision": s["precision"], "weights": "raw" if args.raw else "ema",
-            "checkpoint": str(state["path"]), "trained_steps": state["step"]})
+            "checkpoint": str(state["path"]), "trained_steps": state["step"], "weights_crc32": weights_crc32})
 
     def is_made(job):
         with contextlib.suppress(OSError), Image.open(file(job)) as image:
@@ -202,14 +202,19 @@ def run(args):
     def save(job, image):
         text = PngInfo()
         text.add_text("settings", settings(job))
-        with replacing(file(job)) as png:
-            Image.fromarray(image).save(png, "png", pnginfo=text)
+        try:
+            with replacing(file(job)) as png:
+                Image.fromarray(image).save(png, "png", pnginfo=text)
+        except OSError as error:
+            raise OSError(f"{file(job)} was not saved: {error}; is the disk full? --resume makes the rest") from error
 
     # each process makes its share of the work, and writes a batch while the device works on the next one
     out.mkdir(parents=True, exist_ok=True)
     todo = [job for job in jobs if not (args.resume and is_made(job))]
     if len(todo) < len(jobs):
         print(f"{out}: {len(jobs) - len(todo)} of {len(jobs)} images are there already")
+    if ranks > 1:
+        dist.barrier()  # all have looked at the folder before one of them writes
     share = [job for w in s["guidances"] for job in todo if job[1] == w][rank::ranks]
     try:
         with ThreadPoolExecutor() as pool:
@@ -219,7 +224,7 @@ def run(args):
                 written = pool.map(save, batch, images)
             list(written)
     except KeyboardInterrupt:
-        finished = sum(file(job).exists() for job in jobs)
+        finished = sum(map(is_made, jobs))
         raise KeyboardInterrupt(f"{finished} of {len(jobs)} images are in {out}; --resume makes the rest")
     if ranks > 1:
         dist.barrier()  # all images are there

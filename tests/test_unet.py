@@ -1,6 +1,7 @@
 """The network against hand-written arithmetic, and the counts that the thesis and the paper print."""
 
 import math
+import re
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ from unet import DoubleConv, Down, SelfAttention, UNet, Up, time_embedding
 
 
 def group_norm(x, norm):
-    """One group: every picture to mean 0 and variance 1 over all its numbers, then scale and shift per channel."""
+    """One group: every image to mean 0 and variance 1 over all its numbers, then scale and shift per channel."""
     mean, var = x.mean(dim=(1, 2, 3), keepdim=True), x.var(dim=(1, 2, 3), keepdim=True, unbiased=False)
     return (x - mean) / (var + norm.eps).sqrt() * norm.weight.view(-1, 1, 1) + norm.bias.view(-1, 1, 1)
 
@@ -22,7 +23,7 @@ def gelu(x):
 
 
 def conv3x3(x, weight):
-    """The sum over the nine shifts of the zero-padded picture."""
+    """The sum over the nine shifts of the zero-padded image."""
     H, W = x.shape[2:]
     padded = torch.zeros(*x.shape[:2], H + 2, W + 2, dtype=x.dtype)
     padded[:, :, 1:-1, 1:-1] = x
@@ -104,12 +105,12 @@ X, T = randn(3, 3, 16, 24).float(), torch.tensor([0, 7, 999])
     ({"num_classes": 0}, 88_842_371 - (19 * 128 * 9 + 128 * 128 * 9 + 4 * 128)),  # two convolutions, two norms
 ])
 def test_parameter_counts(options, count):
-    """Whether this is the network of the thesis: one layer more or less changes the count."""
+    """The network has exactly the parameters that the thesis and the paper count."""
     assert sum(p.numel() for p in meta_unet(**options).parameters()) == count
 
 
 def test_widths_at_full_size():
-    """The table of widths: what the stems, each Down, the bottleneck, each Up and the output really give."""
+    """The stems, each Down, the bottleneck, each Up and the output have the widths and sizes of the thesis."""
     model = meta_unet(attention=True)
     seen = watch(model)
     out = model(torch.empty(2, 3, 128, 64, device="meta"), torch.empty(2, device="meta"),
@@ -131,23 +132,39 @@ def test_widths_at_full_size():
 
 
 def test_double_conv_layers():
-    """The order of the layers in a DoubleConv, one group per norm, and that its convolutions have no bias."""
+    """A DoubleConv is convolution, norm, GELU, convolution, norm; its convolutions have no bias, its norms a scale."""
     net = DoubleConv(3, 6, mid_ch=4).net
     assert [type(m).__name__ for m in net] == ["Conv2d", "GroupNorm", "GELU", "Conv2d", "GroupNorm"]
     assert [(m.in_channels, m.out_channels, m.bias) for m in (net[0], net[3])] == [(3, 4, None), (4, 6, None)]
-    assert [(m.num_groups, m.num_channels, m.affine) for m in (net[1], net[4])] == [(1, 4, True), (1, 6, True)]
+    assert [(m.num_channels, m.affine) for m in (net[1], net[4])] == [(4, True), (6, True)]
+
+
+@pytest.mark.parametrize("hidden_dim", [128, 32, 2])
+def test_one_group_at_every_width(hidden_dim):
+    """Every norm takes all channels of an image together, up to 1024 of them: (x - mean) / deviation over C, H, W."""
+    widths = set()
+    for norm in meta_unet(hidden_dim=hidden_dim).modules():
+        if isinstance(norm, torch.nn.GroupNorm):
+            norm = norm.to_empty(device="cpu")
+            norm.reset_parameters()
+            widths.add(norm.num_channels)
+            x = (randn(2, norm.num_channels, 2, 3) + torch.arange(norm.num_channels).view(-1, 1, 1)).float()
+            everything = x.flatten(1).numpy()  # channels of unequal means, which groups of their own would take away
+            expected = (everything - everything.mean(1, keepdims=True)) / everything.std(1, keepdims=True)
+            assert_near(norm(x).flatten(1), torch.from_numpy(expected))
+    assert widths == {n * hidden_dim for n in (1, 2, 4, 8)}
 
 
 @pytest.mark.parametrize("residual", [False, True])
 def test_double_conv_by_hand(residual):
-    """The arithmetic of a DoubleConv, and where the residual form adds x: before the last GELU."""
+    """A DoubleConv is its formula; the residual form adds x before one more GELU."""
     block, x = shaken(DoubleConv(4, 4, mid_ch=6, residual=residual)), randn(2, 4, 5, 7)
     expected = gelu(x + double_conv(x, block)) if residual else double_conv(x, block)
     torch.testing.assert_close(block(x), expected)
 
 
 def test_down_by_hand():
-    """A Down: the largest of each 2x2, a residual block, a plain one, and the time added after them."""
+    """A Down is the largest of each 2x2, a residual block, a plain one, and the time added after them."""
     block, x, emb = shaken(Down(4, 6, 8)), randn(2, 4, 6, 10), randn(2, 8, seed=3)
     small = x.reshape(2, 4, 3, 2, 5, 2).amax(dim=(3, 5))
     _, same, change = block.conv
@@ -156,7 +173,7 @@ def test_down_by_hand():
 
 
 def test_up_by_hand():
-    """An Up: bilinear with kept corners, the skip connection first, mid = in / 2, and the time added at the end."""
+    """An Up is bilinear with kept corners, the skip connection first, mid = in / 2, and the time added at the end."""
     block, x, skip, emb = shaken(Up(8, 6, 8)), randn(2, 3, 3, 5), randn(2, 5, 6, 10, seed=4), randn(2, 8, seed=3)
     joined = torch.cat([skip, twice(x)], dim=1)
     same, change = block.conv
@@ -166,7 +183,7 @@ def test_up_by_hand():
 
 
 def test_time_embedding_by_hand():
-    """The sinusoids of Vaswani et al. with wavelengths from 2 pi to 10000 * 2 pi: sines first, then cosines."""
+    """The time embedding is the sinusoids of Vaswani et al. from 2 pi to 10000 * 2 pi, sines first, then cosines."""
     t, dim = [0, 1, 7, 999], 10
     angles = [[s / 10000 ** (2 * k / dim) for k in range(dim // 2)] for s in t]
     expected = torch.tensor([[math.sin(a) for a in row] + [math.cos(a) for a in row] for row in angles])
@@ -174,7 +191,7 @@ def test_time_embedding_by_hand():
 
 
 def test_self_attention_by_hand():
-    """The attention block: norm, four heads of softmax(q k / sqrt(d)) v, then norm and two layers, both residual."""
+    """The attention block is norm, four heads of softmax(q k / sqrt(d)) v, then norm and two layers, both residual."""
     block, (B, C, H, W) = shaken(SelfAttention(8)), (2, 8, 2, 3)
     x = randn(B, C, H, W)
 
@@ -198,7 +215,7 @@ def test_self_attention_by_hand():
 
 
 def test_wiring():
-    """Which part feeds which, and that each Up joins the Down of its own size."""
+    """Each part is fed by the one before it, and each Up also by the Down of its own size."""
     model = tiny(attention=True)
     seen = watch(model)
     out = model(X, T, one_hot(3, 5, 16, 24))
@@ -217,7 +234,7 @@ def test_wiring():
 
 
 def test_attention_sits_where_the_paper_puts_it():
-    """Attention at 1/8 with 4h channels and at 1/4 with 2h, and that without it nothing else is there."""
+    """Attention is at 1/8 with 4h channels and at 1/4 with 2h, and nowhere where it is off."""
     model = tiny(attention=True)
     seen = []
     for module in model.modules():
@@ -228,8 +245,8 @@ def test_attention_sits_where_the_paper_puts_it():
     assert not any(isinstance(m, SelfAttention) for m in tiny().modules())
 
 
-def test_each_picture_has_its_own_time():
-    """The network is told the time: another t for one picture changes that picture and no other."""
+def test_each_image_has_its_own_time():
+    """Another t for one image changes the prediction for that image and for no other."""
     model = tiny()
     a, b = model(X, T), model(X, torch.tensor([0, 8, 999]))
     assert_near(a[[0, 2]], b[[0, 2]])
@@ -238,7 +255,7 @@ def test_each_picture_has_its_own_time():
 
 @pytest.mark.parametrize("num_classes, height, width", [(5, 8, 8), (1, 8, 24), (2, 32, 16), (34, 16, 8)])
 def test_any_classes_and_sizes(num_classes, height, width):
-    """Data sets with other classes, and pictures that are not square."""
+    """Any number of classes, and images that are not square, give finite predictions of the same size."""
     x = randn(2, 3, height, width).float()
     out = tiny(num_classes)(x, T[:2], one_hot(2, num_classes, height, width))
     assert out.shape == x.shape and out.isfinite().all()
@@ -248,7 +265,7 @@ def test_any_classes_and_sizes(num_classes, height, width):
 
 
 def test_mask_features_are_added():
-    """Conditioning is a sum after the stems: image features plus mask features, and nothing where no mask is."""
+    """Conditioning adds the features of the mask to those of the image, and nothing where there is no mask."""
     model, mask = tiny(), one_hot(3, 5, 16, 24)
     seen = watch(model)
     model(X, T, mask)
@@ -262,7 +279,7 @@ def test_mask_features_are_added():
 
 
 def test_all_zero_mask_is_not_no_mask():
-    """A picture that is unlabelled everywhere still says so to the network; no mask at all says nothing."""
+    """An image that is unlabelled everywhere has the features of zero planes; no mask at all adds nothing."""
     model, empty = tiny(), torch.zeros(3, 5, 16, 24)
     bias = model.mask_stem.net[-1].bias
     assert bias.abs().min() > 0.01
@@ -273,8 +290,8 @@ def test_all_zero_mask_is_not_no_mask():
 
 
 @pytest.mark.parametrize("keep", [(True, False, True), (False, False, False), (True, True, True)])
-def test_keep_drops_the_mask_of_single_pictures(keep):
-    """Label drop is per picture: False is that picture without a mask, True is that picture with it."""
+def test_keep_drops_the_mask_of_single_images(keep):
+    """keep is per image: False predicts it without its mask, True with it."""
     model, mask = tiny(), one_hot(3, 5, 16, 24)
     with_mask, without = model(X, T, mask), model(X, T)
     assert not torch.allclose(with_mask, without, atol=1e-2)
@@ -283,7 +300,7 @@ def test_keep_drops_the_mask_of_single_pictures(keep):
 
 
 def test_features_stand_for_the_mask():
-    """A sampling loop may run the mask stem once and pass on what it gave."""
+    """Features of the mask that were computed once give the prediction of the mask at every t."""
     model, mask, runs = tiny(), one_hot(3, 5, 16, 24), []
     model.mask_stem.register_forward_hook(lambda *_: runs.append(1))
     features = model.mask_features(mask)
@@ -294,7 +311,7 @@ def test_features_stand_for_the_mask():
 
 
 def test_unconditional_network():
-    """num_classes=0 is the baseline: no mask stem, it predicts without a mask and refuses one."""
+    """num_classes=0 is the baseline without a mask stem: it predicts without a mask and refuses one."""
     model = tiny(0)
     assert model.mask_stem is None and model(X, T).shape == X.shape
     with pytest.raises(ValueError, match="num_classes=0"):
@@ -304,28 +321,50 @@ def test_unconditional_network():
 # ----------------------------------------------------------------------------------------------------- errors
 
 
-@pytest.mark.parametrize("height, width", [(20, 16), (16, 12), (9, 9)])
-def test_sizes_that_cannot_be_halved_three_times(height, width):
-    """A size that does not fit is named, before a torch.cat deep inside complains."""
-    with pytest.raises(ValueError, match=rf"multiples of 8.*{height}, {width}\)"):
-        tiny()(torch.zeros(1, 3, height, width), T[:1])
+@pytest.mark.parametrize("shape", [(1, 3, 20, 16), (1, 3, 16, 12), (1, 3, 9, 9), (1, 4, 16, 24), (3, 16, 24)])
+def test_images_that_do_not_fit(shape):
+    """Images of another size, number of channels or of no batch are refused with what was expected and found."""
+    with pytest.raises(ValueError, match="multiples of 8.*" + re.escape(str(shape))):
+        tiny()(torch.zeros(shape), T[:1])
 
 
-@pytest.mark.parametrize("shape, found", [
-    ((3, 4, 16, 24), r"\(B, 5, H, W\).*\(3, 4, 16, 24\)"),  # another number of classes
-    ((3, 16, 24), r"\(B, 5, H, W\).*\(3, 16, 24\)"),        # class ids, not one-hot
-    ((3, 5, 24), r"\(B, 5, H, W\).*\(3, 5, 24\)"),          # three dimensions of which one is K by chance
-    ((3, 5, 16, 16), r"\(3, 4, 16, 16\).*\(3, 4, 16, 24\)"),  # another size: the features are named, h = 4
-    ((1, 5, 16, 24), r"\(1, 4, 16, 24\).*\(3, 4, 16, 24\)"),  # one mask for three pictures
+@pytest.mark.parametrize("t, keep, name, found", [
+    (T[:2], None, "t", (2,)),                              # two times for three images
+    (T[0], None, "t", ()),                                 # one number
+    (T[:, None], None, "t", (3, 1)),                       # would be broadcast
+    (T, torch.ones(1, dtype=torch.bool), "keep", (1,)),    # one coin for the whole batch
+    (T, torch.ones(3, 1, dtype=torch.bool), "keep", (3, 1)),
 ])
-def test_masks_that_do_not_fit(shape, found):
-    """A wrong mask is an error that says what was found and what was expected; nothing is broadcast in silence."""
-    with pytest.raises(ValueError, match=found):
+def test_values_per_image_that_do_not_fit(t, keep, name, found):
+    """t and keep must have one value per image; nothing is broadcast."""
+    with pytest.raises(ValueError, match=rf"{name} must.*\(3,\).*" + re.escape(str(found))):
+        tiny()(X, t, one_hot(3, 5, 16, 24), keep=keep)
+
+
+@pytest.mark.parametrize("shape, expected, found", [
+    ((3, 4, 16, 24), "(B, 5, H, W)", "(3, 4, 16, 24)"),    # another number of classes
+    ((3, 16, 24), "(B, 5, H, W)", "(3, 16, 24)"),          # class ids, not one-hot
+    ((3, 5, 24), "(B, 5, H, W)", "(3, 5, 24)"),            # three dimensions of which one is K by chance
+    ((3, 5, 16, 16), "(3, 4, 16, 24)", "(3, 4, 16, 16)"),  # another size: the features are named, h = 4
+    ((1, 5, 16, 24), "(3, 4, 16, 24)", "(1, 4, 16, 24)"),  # one mask for three images
+])
+def test_masks_that_do_not_fit(shape, expected, found):
+    """A wrong mask is refused with what was expected and found; nothing is broadcast."""
+    with pytest.raises(ValueError, match="mask.*" + re.escape(expected) + ".*" + re.escape(found)):
         tiny()(X, T, torch.zeros(shape))
+
+
+def test_mask_and_features_together():
+    """A mask and features at once are refused, and features that are of another width."""
+    model, mask = tiny(), one_hot(3, 5, 16, 24)
+    with pytest.raises(ValueError, match="mask or features"):
+        model(X, T, mask, features=model.mask_features(mask))
+    with pytest.raises(ValueError, match=r"\(3, 4, 16, 24\).*\(3, 6, 16, 24\)"):
+        model(X, T, features=torch.zeros(3, 6, 16, 24))
 
 
 @pytest.mark.parametrize("options", [{"hidden_dim": 5}, {"emb_dim": 7}])
 def test_odd_widths(options):
-    """Odd widths cannot be halved, and the message says which were given."""
+    """Odd widths, which cannot be halved, are refused with the numbers that were given."""
     with pytest.raises(ValueError, match="even.*" + str(*options.values())):
         UNet(**{"hidden_dim": 4, "emb_dim": 8, **options})
