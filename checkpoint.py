@@ -13,7 +13,7 @@ import os
 import pickle
 import sys
 import zipfile
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -36,6 +36,8 @@ def pick_device(name):
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
         raise ValueError("device is cuda, but torch sees no CUDA device: set device=cpu, or check driver and torch")
+    if name == "mps" and not torch.backends.mps.is_available():
+        raise ValueError("device is mps, but torch sees no GPU of Apple: set device=cpu")
     return torch.device(name, int(os.environ.get("LOCAL_RANK", 0))) if name == "cuda" else torch.device(name)
 
 
@@ -136,7 +138,7 @@ def read_checkpoint(path):
         state["config"] = complete(state["config"], "its config")
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in "ema", "model":
-            model.load_state_dict(state[weights], assign=True)
+            model.load_state_dict(dict(state[weights]), assign=True)  # a copy: torch would note "assign" in the state
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -183,6 +185,9 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
         print(f"{path.parent} has no checkpoint yet: starting at step 0")
         return 0, 0, 0.0
     state = load_checkpoint(path)
+    missing = [key for key in ("optimizer", "scaler", "rng", "seconds") if key not in state]
+    if missing:
+        raise ValueError(f"{state['path']} lacks {', '.join(missing)}: it can be sampled from, but not resumed")
     old, new = flatten(state["config"]), flatten(cfg)
     changed = {key: f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]}
     fixed = {key: changed[key] for key in changed if key.startswith(("model.", "diffusion."))}
@@ -194,7 +199,8 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
     for key in changed:
         print(f"resuming: {changed[key]}")
     if state["path"] != path and path.exists():
-        os.replace(path, path.with_name(path.name + ".damaged"))
+        with suppress(FileNotFoundError):  # another process was faster
+            os.replace(path, path.with_name(path.name + ".damaged"))
     model.load_state_dict(state["model"])
     ema.load_state_dict(state["ema"])
     optimizer.load_state_dict(state["optimizer"])

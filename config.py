@@ -8,6 +8,7 @@ All is laid over the project's config.yaml, so a file of your own needs only the
 
 import difflib
 import math
+import os
 import sys
 from pathlib import Path
 
@@ -103,7 +104,7 @@ def read_yaml(path):
         tree = yaml.load(Path(path).read_text(encoding="utf-8-sig"), UniqueKeys)
         presets = tree.pop("presets", None) or {}
         return flatten(tree), {name: flatten(layer) for name, layer in presets.items()}
-    except (yaml.YAMLError, ValueError, RecursionError) as error:
+    except (yaml.YAMLError, ValueError, LookupError, RecursionError) as error:
         hint = ". Indent with spaces, not with tabs" if r"'\t'" in str(error) else ""
         hint = ". Save it as UTF-8" if isinstance(error, UnicodeDecodeError) else hint
         raise ValueError(f"{path}: not readable as YAML: {error}{hint}") from None
@@ -138,7 +139,7 @@ def parse_overrides(texts):
             raise ValueError(f"--set {text}: expected key.sub=value" + ", and --preset for a preset" * bool(equals))
         try:
             parsed = yaml.safe_load(value) if value else ""
-        except (yaml.YAMLError, ValueError, RecursionError):
+        except (yaml.YAMLError, ValueError, LookupError, RecursionError):
             parsed = value
         settings[key] = checked(key, parsed, f"--set {text}")
     return settings
@@ -173,7 +174,7 @@ def load_config(path=None, preset=None, overrides=(), base=None):
         raise ValueError(f"{PROJECT}: missing settings: {', '.join(sorted(missing))}")
     settings |= given | {"preset": ""}  # all is resolved: the config that a run saves needs no preset any more
     if not settings["out"]:
-        data = Path(settings["data.root"]).absolute()
+        data = Path(os.path.abspath(settings["data.root"]))
         settings["out"] = str(Path("runs", data.parent.name if data.name == "prepared" else data.name))
     return nest(settings)
 

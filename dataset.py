@@ -101,7 +101,8 @@ def check_split(root, split):
 class Pairs:
     """The pairs of <root>/<split>/{images,masks}, fitted to size (height, width); the classes: <root>/colorbook.json.
 
-    planes     (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file
+    planes     (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
+               with memory_gb=None the files are only checked
     files      [(stem, path of the image, path of the mask)], N of them
     colorbook  the Colorbook
 
@@ -118,7 +119,10 @@ class Pairs:
             raise ValueError(f"{self.folder}: none of {len(images)} image(s) has its mask among {len(masks)}: "
                              f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
         shape = (len(self.files), 4, *self.size)
-        if math.prod(shape) <= memory_gb * 2**30:
+        if memory_gb is None:
+            for _ in self.read():
+                pass
+        elif math.prod(shape) <= memory_gb * 2**30:
             self.planes = torch.empty(shape, dtype=torch.uint8)
             for i, planes in enumerate(self.read()):
                 self.planes[i] = torch.from_numpy(planes)

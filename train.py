@@ -31,7 +31,7 @@ from torch.utils.checkpoint import checkpoint
 from tqdm import tqdm
 
 from checkpoint import build, join_processes, pick_device, random_state, replacing, restore_run, save_checkpoint
-from config import add_config_arguments, command, flatten, load_config
+from config import add_config_arguments, command, flatten, load_config, parse_overrides
 from dataset import Pairs, batches, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from masks import Colorbook
@@ -91,8 +91,6 @@ def check_run(cfg, resume, ranks):
         raise FileExistsError(f"{out}: this run exists. Go on with --resume {out}, or name another with --set out=...")
     if resume and not out.is_dir():
         raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
-    if out.exists() and not os.access(out, os.W_OK) or out.is_file():
-        raise ValueError(f"{out} cannot be written to: choose another folder with --set out=...")
     if not cfg["data"]["root"]:
         raise ValueError("no data: name a prepared data set with --set data.root=..., or a preset with --preset")
     if c["batch_size"] % (ranks * c["accumulate"]):
@@ -101,8 +99,10 @@ def check_run(cfg, resume, ranks):
 
 
 def check_disk(out, parameters):
-    """OSError where the disk has no room for the two checkpoints of a run and the one that is being written."""
+    """OSError where `out` cannot be written, or the disk has no room for two checkpoints and one being written."""
     folder = next(parent for parent in (out, *out.absolute().parents) if parent.exists())
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise OSError(f"{out} cannot be written to: choose another folder with --set out=...")
     free, needed = shutil.disk_usage(folder).free, 3 * 16 * parameters  # float32 weights, EMA and Adam's two moments
     if free < needed:
         raise OSError(f"{out}: {free / 2**30:.1f} GiB free on this disk, checkpoints need {needed / 2**30:.1f} GiB: "
@@ -188,15 +188,16 @@ def check_finite(loss, norm, scaler, step, path):
 def read_data(cfg, rank, ranks, dry_run):
     """The Pairs of train and of data.val; missing toy scenes are drawn. Other processes wait for the first one."""
     d, root = cfg["data"], Path(cfg["data"]["root"])
+    draw = not root.exists() and root.parts[-2:] == ("toy", "prepared")
+    if draw and dry_run:
+        print(f"the toy scenes would be drawn first, to {root}")
+        return None, None
     if rank:
         dist.barrier()
-    elif not root.exists() and root.parts[-2:] == ("toy", "prepared"):
-        if dry_run:
-            print(f"the toy scenes would be drawn first, to {root}")
-            return None, None
+    elif draw:
         from data.toy.prepare import prepare
         prepare(root, size=tuple(d["size"]))
-    pairs = [Pairs(root, split, d["size"], d["memory_gb"]) for split in ("train", d["val"])]
+    pairs = [Pairs(root, split, d["size"], None if dry_run else d["memory_gb"]) for split in ("train", d["val"])]
     if ranks > 1 and not rank:
         dist.barrier()
     return pairs
@@ -263,9 +264,10 @@ def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, r
             if not (due or halt):
                 continue
 
+            means = sums / ranks / (step - logged_step)
             if ranks > 1:
-                dist.all_reduce(sums)
-            loss_mean, norm_mean = (sums / ranks / (step - logged_step)).tolist()
+                dist.all_reduce(means)
+            loss_mean, norm_mean = means.tolist()
             check_finite(loss_mean, norm_mean, scaler, step, path)
             busy, seconds = busy + time.monotonic() - resumed, time.monotonic() - started
             if "log" in due or "val" in due or halt:
@@ -330,11 +332,15 @@ def run(args):
     if not args.resume:
         return train(load_config(args.config, args.preset, args.set), dry_run=args.dry_run)
     # a run goes on with its own settings; only what --set names may change
-    out = Path(args.resume)
-    cfg = load_config(out / "config.yaml", overrides=[*args.set, f"out={args.resume}"])
+    out, given = Path(args.resume), parse_overrides(args.set)
+    if not (out / "config.yaml").is_file():
+        raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
+    if "out" in given:
+        raise ValueError(f"--set out={given['out']} does not go with --resume {out}, which names the folder")
+    cfg = load_config(out / "config.yaml", overrides=args.set) | {"out": str(out)}
     for key, value in flatten(load_config(args.config, args.preset)).items() if args.config or args.preset else ():
         own = flatten(cfg)[key]
-        if key != "out" and value != own:
+        if key not in ("out", *given) and value != own:
             print(f"kept from the run: {key} {own} (not {value}; --set {key}={value} would change it)")
     train(cfg, resume=True, dry_run=args.dry_run)
 

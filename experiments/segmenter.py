@@ -39,7 +39,7 @@ from checkpoint import pick_device, random_state, replacing
 from config import command
 from data.common import parse_size
 from dataset import Pairs, batches, fit, fit_pair, list_files, read_image
-from evaluate import build_segmenter, confusion_matrix, find_pictures, load_segmenter, mask_of, normalise, scores
+from evaluate import build_segmenter, confusion_matrix, find_images, load_segmenter, mask_of, normalise, scores
 from masks import UNLABELLED, open_image, read_mask
 
 AUGMENT = {"p": 0.5, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue": 0.02, "vertical_flip": False,
@@ -51,7 +51,7 @@ AUGMENT = {"p": 0.5, "brightness": 0.3, "contrast": 0.3, "saturation": 0.3, "hue
 
 def match_masks(folder, masks_folder):
     """{image: mask}, the files of generated images. Those without a mask are listed; ValueError if all are."""
-    images, masks = find_pictures(folder), list_files(masks_folder)
+    images, masks = find_images(folder), list_files(masks_folder)
     used, orphans = {}, []
     for stem, path in images.items():
         mask_stem = mask_of(stem, {}, masks)[0]
@@ -285,7 +285,7 @@ def report_study(runs, splits, seeds):
 
 def load_data(args):
     """What is trained on, {"real": Pairs, "real + generated": Pairs}; what is judged on, {split: Pairs}; their size."""
-    files = find_pictures(args.extra) if args.extra else list_files(args.root / "train" / "images")
+    files = find_images(args.extra) if args.extra else list_files(args.root / "train" / "images")
     first = next(iter(files.values()), None)
     detail = args.detail or (read_image(first).shape[:2] if first else (64, 64))
     pools = {"real": Pairs(args.root, "train", detail, memory_gb=float("inf"))}

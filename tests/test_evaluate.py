@@ -1,7 +1,7 @@
-"""The command that says how good pictures are: problems whose answer is known, and what happens with bad input."""
+"""evaluate.py on problems whose answer is known, and on bad input."""
 
+import itertools
 import json
-import re
 import shutil
 import sys
 from types import SimpleNamespace
@@ -16,6 +16,8 @@ from conftest import CLASSES, LOOKS
 from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from skimage.metrics import structural_similarity
+from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
+from torch_fidelity.metric_kid import kid_features_to_metric
 
 import evaluate
 import sample
@@ -47,20 +49,20 @@ class ByColour(torch.nn.Module):
 
 
 class FewFeatures(torch.nn.Module):
-    """A stand-in for Inception: 20 random projections of the picture at each layer, the other features zero."""
+    """A stand-in for Inception: random projections of the image, 7 at layer 64 and 5 others at layer 2048; zeros."""
 
     def forward(self, x):
-        made = torch.randn(x[0].numel(), 20, generator=torch.Generator().manual_seed(0))
-        few = (x.flatten(1).float() / 255) @ made
-        return torch.nn.functional.pad(few, (0, 44)), torch.nn.functional.pad(few.cos(), (0, 2028))
+        noise = torch.randn(x[0].numel(), 12, generator=torch.Generator().manual_seed(0))
+        few = (x.flatten(1).float() / 255) @ noise
+        return torch.nn.functional.pad(few[:, :7], (0, 57)), torch.nn.functional.pad(3 * few[:, 7:].cos(), (0, 2043))
 
 
 @pytest.fixture(scope="session")
 def judge(tmp_path_factory):
     """The checkpoint of the stand-in, as experiments/segmenter.py would write it."""
     path = tmp_path_factory.mktemp("judge") / "segmenter.pt"
-    torch.save({"arch": "lraspp_mobilenet_v3_large", "model": ByColour("", 4).learn().state_dict(), "colorbook": CLASSES,
-                "size": [16, 16], "step": 1}, path)
+    torch.save({"arch": "lraspp_mobilenet_v3_large", "model": ByColour("", 4).learn().state_dict(), "step": 1,
+                "colorbook": CLASSES, "size": [16, 16]}, path)
     return path
 
 
@@ -73,7 +75,8 @@ def command(tmp_path, monkeypatch):
     monkeypatch.setattr(evaluate, "build_segmenter", ByColour)
 
     def call(*options, out="report", inception=None):
-        monkeypatch.setattr(evaluate, "load_inception", lambda file, device: load_inception(file, device) if file else inception)
+        load = load_inception if "--inception-weights" in options else lambda file, device: inception
+        monkeypatch.setattr(evaluate, "load_inception", load)
         options = ["evaluate.py", "--device", "cpu", "--out", tmp_path / out, *options]
         monkeypatch.setattr(sys, "argv", [str(option) for option in options])
         evaluate.main()
@@ -82,11 +85,21 @@ def command(tmp_path, monkeypatch):
     return call
 
 
+@pytest.fixture(scope="session")
+def grainy_root(flat_root, tmp_path_factory):
+    """The flat data with a grain of 3 grey levels: images of few exact colours are masks."""
+    root, rng = tmp_path_factory.mktemp("grainy") / "prepared", np.random.default_rng(0)
+    shutil.copytree(flat_root, root)
+    for path in root.glob("*/images/*"):
+        Image.fromarray((read_image(path) + rng.integers(-3, 4, (16, 16, 3))).clip(0, 255).astype(np.uint8)).save(path)
+    return root
+
+
 @pytest.fixture
-def real(tmp_path, flat_root):
-    """A split of 10 pairs in which a tenth of the pixels has the look of another class, so that the ceiling is below 1."""
-    shutil.copytree(flat_root / "val", tmp_path / "real" / "val")
-    shutil.copy(flat_root / "colorbook.json", tmp_path / "real")
+def real(tmp_path, grainy_root):
+    """A split of 10 pairs in which a tenth of the pixels has the look of another class: the ceiling is below 1."""
+    shutil.copytree(grainy_root / "val", tmp_path / "real" / "val")
+    shutil.copy(grainy_root / "colorbook.json", tmp_path / "real")
     rng = np.random.default_rng(0)
     for path in (tmp_path / "real" / "val" / "images").iterdir():
         image = read_image(path)
@@ -97,7 +110,7 @@ def real(tmp_path, flat_root):
 
 @pytest.fixture
 def fake(tmp_path):
-    """fake(source, name=lambda stem: ..., change=lambda image: ...) is a folder of changed copies of a folder of pictures."""
+    """fake(source, name=lambda stem: ..., change=lambda image: ...) is a folder of changed copies of images."""
 
     def make(source, name=lambda stem: f"{stem}_w3_seed1", change=lambda image: image, out="fake"):
         (tmp_path / out).mkdir(exist_ok=True)
@@ -113,38 +126,68 @@ def value(report, name):
 
 
 def by_hand(truth, seen, K):
-    """Pixel accuracy and IoU per class in the words of their definition (Bozsó 2023, 5.8 and 5.9), one set at a time."""
+    """Pixel accuracy and mean IoU in the words of their definition (Bozsó 2023, 5.8 and 5.9), one set at a time."""
     seen, truth = seen[truth != UNLABELLED], truth[truth != UNLABELLED]
-    iou = [((truth == k) & (seen == k)).sum() / ((truth == k) | (seen == k)).sum() for k in range(K) if (truth == k).any()]
+    iou = [((truth == k) & (seen == k)).sum() / ((truth == k) | (seen == k)).sum()
+           for k in range(K) if (truth == k).any() or (seen == k).any()]
     return (truth == seen).mean(), np.mean(iou)
+
+
+def seen_by_hand(images, classes=4):
+    """Ids (N, H, W) of images (N, H, W, 3): the class whose look is nearest."""
+    return np.square(images[..., None, :].astype(int) - LOOKS[:classes]).sum(-1).argmin(-1)
+
+
+def columns(report, name):
+    """{column: value} of a score of the segmenter."""
+    found = (key.split(": ") for key in report["numbers"])
+    return {key[1]: value(report, ": ".join(key)) for key in found if key[0] == name}
+
+
+def torch_fid(x, y):
+    statistics = [fid_features_to_statistics(features.double()) for features in (x, y)]
+    return fid_statistics_to_metric(*statistics, verbose=False)["frechet_inception_distance"]
+
+
+def torch_kid(x, y):
+    metric = kid_features_to_metric(x, y, kid_subset_size=len(x), kid_subsets=2, verbose=False)
+    return metric["kernel_inception_distance_mean"]
+
+
+def counts(draws):
+    return torch.tensor(draws, dtype=torch.float64)
 
 
 # ------------------------------------------------------------------------------------------------ single numbers
 
 
 def test_iou_by_hand():
-    """IoU and accuracy would be of some other quantity: rows for columns, unlabelled pixels counted, absent classes averaged."""
+    """A class that is predicted but not there counts as 0; what neither has is left out, and what is unlabelled."""
     truth = torch.tensor([[0, 0, 0, 1, 1, 255]], dtype=torch.uint8)
-    seen = torch.tensor([[0, 0, 1, 1, 2, 0]], dtype=torch.uint8)
+    seen = torch.tensor([[0, 0, 1, 1, 2, 3]], dtype=torch.uint8)
     confusion = evaluate.confusion_matrix(truth, seen, 4)
     assert confusion.tolist() == [[2, 1, 0, 0], [0, 1, 1, 0], [0, 0, 0, 0], [0, 0, 0, 0]]
     accuracy, mean_iou, iou = evaluate.scores(confusion)
     assert accuracy == pytest.approx(3 / 5)
-    assert iou[:2].tolist() == pytest.approx([2 / 3, 1 / 3])  # 2 of {0,0,0}, 1 of {1,1} and one 0 that was taken for 1
-    assert torch.isnan(iou[2:]).all()  # 2 was seen but is not there; 3 is neither
-    assert mean_iou == pytest.approx(1 / 2)
+    assert iou[:3].tolist() == pytest.approx([2 / 3, 1 / 3, 0])  # 2 of {0,0,0}, 1 of {1,1} and a 0 that was taken for 1
+    assert torch.isnan(iou[3])  # predicted where nothing is known, which counts for nothing
+    assert mean_iou == pytest.approx(1 / 3)
 
 
 def test_iou_of_random_masks_agrees_with_its_definition():
-    """The whole-set IoU would hold for the small case only."""
+    """IoU is that of the whole set, pixel by pixel; many sets at once give what each gives."""
     rng = np.random.default_rng(0)
-    truth, seen = rng.choice([0, 1, 2, 4, 255], (3, 20, 20)).astype(np.uint8), rng.integers(0, 5, (3, 20, 20)).astype(np.uint8)
-    accuracy, mean_iou, _ = evaluate.scores(evaluate.confusion_matrix(*map(torch.from_numpy, (truth, seen)), 5))
-    assert (accuracy, mean_iou) == pytest.approx(by_hand(truth, seen, 5))
+    truth = rng.choice([0, 1, 2, 4, 255], (3, 20, 20)).astype(np.uint8)
+    seen = rng.integers(0, 6, (3, 20, 20)).astype(np.uint8)
+    matrices = [evaluate.confusion_matrix(*map(torch.from_numpy, pair), 7) for pair in zip(truth, seen)]
+    accuracy, mean_iou, _ = evaluate.scores(sum(matrices))
+    assert (accuracy, mean_iou) == pytest.approx(by_hand(truth, seen, 7))
+    assert list(zip(*evaluate.scores(torch.stack(matrices))[:2])) == [
+        pytest.approx(by_hand(*pair, 7)) for pair in zip(truth, seen)]
 
 
 def test_fid_of_two_gaussians_is_the_closed_form():
-    """FID would not be the Fréchet distance of the features' Gaussians."""
+    """FID is the Fréchet distance of the features' Gaussians."""
     rng = np.random.default_rng(0)
 
     def exactly(mean, covariance, n=200):
@@ -153,36 +196,87 @@ def test_fid_of_two_gaussians_is_the_closed_form():
         x = (x - x.mean(0)) @ np.linalg.inv(np.linalg.cholesky(np.cov(x, rowvar=False))).T
         return torch.from_numpy(x @ np.linalg.cholesky(covariance).T + mean)
 
+    def fid(x, y):
+        return evaluate.frechet_distance(x, y, torch.ones(len(x)).double(), torch.ones(len(y)).double()).item()
+
     m1, m2 = np.array([1.0, 2, 3]), np.array([0.0, 2, 5])
     a, b = np.array([1.0, 4, 9]), np.array([4.0, 4, 1])
-    fid, _, _ = evaluate.fid_and_kid(exactly(m1, np.diag(a)), exactly(m2, np.diag(b)))
-    assert fid == pytest.approx(5 + ((np.sqrt(a) - np.sqrt(b)) ** 2).sum(), abs=1e-8)  # 5 + 1 + 0 + 4
+    assert fid(exactly(m1, np.diag(a)), exactly(m2, np.diag(b))) == pytest.approx(5 + 5)  # 1 + 0 + 4, and 1 + 0 + 4
     A, B = np.diag(a), np.array([[2.0, 1, 0], [1, 3, 1], [0, 1, 2]])  # which do not commute
-    fid, _, _ = evaluate.fid_and_kid(exactly(m1, A), exactly(m2, B))
     root = scipy.linalg.sqrtm(scipy.linalg.sqrtm(A) @ B @ scipy.linalg.sqrtm(A))
-    assert fid == pytest.approx(5 + np.trace(A + B - 2 * root.real), abs=1e-8)
+    assert fid(exactly(m1, A), exactly(m2, B)) == pytest.approx(5 + np.trace(A + B - 2 * root.real))
 
 
-def test_kid_of_a_small_set_is_the_unbiased_estimate():
-    """KID would crash below 100 pictures, or use another kernel or estimate than the thesis (5.5, 5.6)."""
+@pytest.mark.parametrize("n, m, D", [(30, 20, 6), (12, 9, 40)])
+def test_fid_and_kid_are_those_of_torch_fidelity(n, m, D):
+    """FID of repeated images is torch-fidelity's of the repeated features, KID its unbiased estimate without copies."""
     rng = np.random.default_rng(0)
-    x, y = rng.standard_normal((6, 5)), rng.standard_normal((9, 5)) + 1
-    _, kid, std = evaluate.fid_and_kid(torch.from_numpy(x), torch.from_numpy(y[:6]))
+    x, y = rng.standard_normal((n, D)), 2 * rng.standard_normal((m, D)) + 1
+    x_counts, y_counts = rng.integers(0, 4, n), rng.integers(0, 4, m)
+    expected = torch_fid(torch.from_numpy(x.repeat(x_counts, axis=0)), torch.from_numpy(y.repeat(y_counts, axis=0)))
+    x, y = torch.from_numpy(x), torch.from_numpy(y)
+    fid = evaluate.frechet_distance(x, y, counts(x_counts), counts(y_counts)).item()
+    assert fid == pytest.approx(expected, rel=1e-4)
+    kid = evaluate.kernel_distance(x[:m], y, *counts(np.ones((2, 1, m)))).item()
+    assert kid == pytest.approx(torch_kid(x[:m], y), rel=1e-4)
 
-    def k(a, b):
-        return (a @ b / 5 + 1) ** 3
+    def mean(a, b, a_counts, b_counts):
+        total, weight = 0, 0
+        for i, j in itertools.product(range(len(a)), range(len(b))):
+            if a is not b or i != j:
+                total += a_counts[i] * b_counts[j] * (a[i] @ b[j] / D + 1) ** 3
+                weight += a_counts[i] * b_counts[j]
+        return total / weight
 
-    def mean_of_pairs(z):
-        return np.mean([k(z[i], z[j]) for i in range(6) for j in range(6) if i != j])
+    expected = mean(x, x, x_counts, x_counts) + mean(y, y, y_counts, y_counts) - 2 * mean(x, y, x_counts, y_counts)
+    rows = counts(np.stack([np.ones(n), x_counts])), counts(np.stack([np.ones(m), y_counts]))
+    assert evaluate.kernel_distance(x, y, *rows)[1].item() == pytest.approx(expected.item())
 
-    expected = mean_of_pairs(x) + mean_of_pairs(y[:6]) - 2 * np.mean([k(a, b) for a in x for b in y[:6]])
-    assert kid == pytest.approx(expected) and std == pytest.approx(0, abs=1e-9)  # every subset is the whole set
-    _, _, std = evaluate.fid_and_kid(torch.from_numpy(x), torch.from_numpy(y))
-    assert std > 0  # 6 of 9
+
+def some_sets(n, per_mask, paired=True):
+    """Sets of n real and n * per_mask generated images, in an order that is not that of the masks."""
+    index = np.random.default_rng(1).permutation(np.arange(n).repeat(per_mask)) if paired else None
+    return evaluate.Sets(np.zeros((n, 1, 1, 3)), np.zeros((n * per_mask, 1, 1, 3)), index, None)
+
+
+def test_interval_of_a_mean_is_the_known_one():
+    """The interval of a mean of 400 values is mean +- 1.96 deviations / sqrt(400), for real and generated images."""
+    x = torch.from_numpy(np.random.default_rng(0).normal(5, 2, 400))
+    mean, reach = x.mean().item(), 1.96 * x.std().item() / 20
+    for paired in (True, False):
+        for side in (0, 1):
+            values, intervals = evaluate.bootstrap(lambda *drawn, side=side: evaluate.mean_of(x, drawn[side]),
+                                                   some_sets(400, 1, paired), 4000)
+            assert values == pytest.approx(mean)
+            assert intervals[0] == pytest.approx([mean - reach, mean + reach], abs=0.1 * reach)
+
+
+def test_images_of_one_mask_are_drawn_together():
+    """Four copies of every generated image tell no more than one: the interval stays as wide; drawn apart it halves."""
+    x, intervals = np.random.default_rng(0).normal(5, 2, 100), []
+    for per_mask, paired in ((1, True), (4, True), (4, False)):
+        sets = some_sets(100, per_mask, paired)
+        values = torch.from_numpy(x[np.arange(400) % 100 if sets.real_index is None else sets.real_index])
+        _, interval = evaluate.bootstrap(lambda _, drawn, v=values: evaluate.mean_of(v, drawn), sets, 2000)
+        intervals.append(interval[0].tolist())
+    assert intervals[0] == pytest.approx(intervals[1])
+    (low, high), (low_apart, high_apart) = intervals[1:]
+    assert high_apart - low_apart == pytest.approx((high - low) / 2, rel=0.1)
+
+
+def test_pairs_are_drawn_together():
+    """A statistic sees the same draw of real images and of the images generated from them."""
+    def difference(real, drawn):
+        sums = torch.zeros_like(real).index_add(1, torch.from_numpy(sets.real_index), drawn)
+        return (sums - 3 * real).abs().amax(1)
+
+    sets = some_sets(20, 3)
+    values, intervals = evaluate.bootstrap(difference, sets, 50)
+    assert values[0] == 0 and intervals.tolist() == [[0, 0]]
 
 
 def test_ssim_is_that_of_the_thesis():
-    """SSIM would have another window or other constants than formula 5.1 and so could not be compared."""
+    """SSIM is formula 5.1: its window, its constants."""
     rng = np.random.default_rng(0)
     x, y = rng.integers(0, 256, (2, 11, 11)).astype(np.uint8)
     g = np.exp(-(np.arange(-5, 6) ** 2) / (2 * 1.5**2))
@@ -207,7 +301,7 @@ def test_ssim_is_that_of_the_thesis():
     ("unconditional_seed3", {"mask": None, "guidance": 0.0}, (None, 0.0)),
 ])
 def test_names(name, settings, expected):
-    """A picture would be compared with another one's mask."""
+    """A generated image belongs to the mask that its settings or its name tell."""
     assert evaluate.mask_of(name, settings, {"a", "b_7"}) == expected
 
 
@@ -216,7 +310,7 @@ def test_names(name, settings, expected):
 
 @pytest.fixture(scope="session")
 def weights(tmp_path_factory):
-    """A file that fits Inception, with random weights, scaled so that pictures still differ at its end."""
+    """A file that fits Inception, with random weights, scaled so that images still differ at its end."""
     torch.manual_seed(0)
     path = tmp_path_factory.mktemp("weights") / "inception.pth"
     with pytest.MonkeyPatch.context() as patch:
@@ -231,39 +325,76 @@ def weights(tmp_path_factory):
 
 
 def test_identical_folders(command, real, fake, judge, weights):
-    """A perfect set would not get the perfect numbers, by the real Inception network and --inception-weights."""
+    """A perfect set gets the perfect numbers, by the real Inception network and --inception-weights."""
     for path in sorted((real / "images").iterdir())[4:]:
         path.unlink()
-    report = command("--real", real, "--fake", fake(real / "images"), "--segmenter", judge, "--inception-weights", weights)
+    report = command("--real", real, "--fake", fake(real / "images"), "--segmenter", judge,
+                     "--inception-weights", weights)
     assert value(report, "SSIM") == pytest.approx(1)
     assert value(report, "FID, layer 64") == pytest.approx(0, abs=1e-3)
     assert value(report, "FID, layer 2048") == pytest.approx(0, abs=1e-2)
-    assert value(report, "KID") < 3 * report["numbers"]["KID"]["std"] + 1e-6
-    assert value(report, "share of the ceiling, mean IoU") == value(report, "share of the ceiling, pixel accuracy") == 1
-    rows = report["segmentation"]["values"]
-    assert rows["mean IoU"]["generated / mask"] == rows["mean IoU"]["real / mask"] < 1
-    assert rows["mean IoU"]["generated / real"] == rows["pixel accuracy"]["generated / real"] == 1
-    assert all(x["meaning"] and x["how"] and x["n"] for x in report["numbers"].values())
-    assert "torch-fidelity 0" in report["numbers"]["FID, layer 64"]["how"] and "299x299" in report["numbers"]["KID"]["how"]
-    assert any("FID from 4 pictures" in warning for warning in report["warnings"])
+    assert value(report, "KID") <= 0  # the pairs of equal images between the sets are the only ones of their kind
+    assert value(report, "share of the ceiling: mean IoU") == value(report, "share of the ceiling: pixel accuracy") == 1
+    iou = columns(report, "mean IoU")
+    assert iou["generated / mask"] == iou["real / mask"] < 1
+    assert iou["generated / real"] == columns(report, "pixel accuracy")["generated / real"] == 1
+    for x in report["numbers"].values():
+        assert set(x) == {"value", "interval", "n", "how", "meaning"} and x["meaning"] and x["how"] and x["n"]
+    assert "Inception of torch-fidelity 0" in report["numbers"]["KID"]["how"]
+    assert any("FID of fewer than 2048 images" in warning for warning in report["warnings"])
 
 
-def test_ceiling_and_iou_agree_with_their_definition(command, real, fake, judge):
-    """The columns would be of other sets than they say, or averaged per picture."""
+def test_layers_have_their_labels(command, real, fake):
+    """FID of layers 64 and 2048, and KID of layer 2048, are torch-fidelity's of these features, with intervals."""
+    folder = fake(real / "images", change=lambda image: image // 2)
+    report = command("--real", real, "--fake", folder, inception=FewFeatures())
+    sides = [torch.stack([torch.from_numpy(read_image(path)).permute(2, 0, 1) for path in list_files(files).values()])
+             for files in (real / "images", folder)]
+    layers = dict(zip((64, 2048), zip(*map(FewFeatures(), sides))))
+    for layer, both in layers.items():
+        assert value(report, f"FID, layer {layer}") == pytest.approx(torch_fid(*both), rel=1e-3)
+    expected = torch_kid(*layers[2048])
+    assert value(report, "KID") == pytest.approx(expected, rel=1e-3)
+    low, high = report["numbers"]["KID"]["interval"]
+    assert low < expected < high
+    assert all(x["interval"][0] < x["interval"][1] for name, x in report["numbers"].items() if "FID" in name)
+    assert "Copies in a draw raise FID" in report["interval"]
+
+
+def test_ceiling_and_iou_agree_with_their_definition(command, real, fake, judge, tmp_path):
+    """Every column is of the sets that it names, the ceiling counted once for every generated image."""
     report = command("--real", real, "--fake", fake(real / "images", change=lambda x: x[::-1]), "--segmenter", judge)
     images = np.stack([read_image(path) for path in list_files(real / "images").values()])
     truth = np.stack([read_mask(path, BOOK)[0] for path in list_files(real / "masks").values()])
-    seen = np.abs(images[..., None, :].astype(int) - LOOKS).sum(-1).argmin(-1)
-    seen_fake, rows = seen[:, ::-1], report["segmentation"]["values"]
-    sides = {"generated / mask": (truth, seen_fake), "real / mask": (truth, seen), "generated / real": (seen, seen_fake)}
-    for column, (a, b) in sides.items():
-        assert (rows["pixel accuracy"][column], rows["mean IoU"][column]) == pytest.approx(by_hand(a, b, 4)), column
-    expected = by_hand(truth, seen_fake, 4)[1] / by_hand(truth, seen, 4)[1]
-    assert value(report, "share of the ceiling, mean IoU") == pytest.approx(expected)
+    seen = seen_by_hand(images)
+
+    def check(report, seen_fake, index):
+        sides = {"generated / mask": (truth[index], seen_fake), "real / mask": (truth[index], seen[index]),
+                 "generated / real": (seen[index], seen_fake)}
+        for column, (a, b) in sides.items():
+            found = columns(report, "pixel accuracy")[column], columns(report, "mean IoU")[column]
+            assert found == pytest.approx(by_hand(a, b, 4)), column
+            for k, name in enumerate(CLASSES):
+                union = ((a == k) | (b == k)).sum()
+                expected = ((a == k) & (b == k)).sum() / union if union else None
+                assert value(report, f"IoU: {column}: {name}") == pytest.approx(expected)
+        expected = by_hand(truth[index], seen_fake, 4)[1] / by_hand(truth[index], seen[index], 4)[1]
+        assert value(report, "share of the ceiling: mean IoU") == pytest.approx(expected)
+        low, high = report["numbers"]["share of the ceiling: mean IoU"]["interval"]
+        assert low <= expected <= high and low < high
+
+    check(report, seen[:, ::-1], np.arange(10))
+    stems = sorted(list_files(real / "images"))  # 1 image of the first mask, 3 of the second, none of the others
+    shutil.rmtree(tmp_path / "fake")
+    (tmp_path / "fake").mkdir()
+    for name, i in (("w3_seed9", 0), ("w3_seed1", 1), ("w3_seed2", 1), ("w3_seed3", 1)):
+        Image.fromarray(images[i][::-1]).save(tmp_path / "fake" / f"{stems[i]}_{name}.png")
+    report = command("--real", real, "--fake", tmp_path / "fake", "--segmenter", judge)
+    check(report, seen[[0, 1, 1, 1], ::-1], [0, 1, 1, 1])
 
 
 def test_shuffled_pairing_is_noticed_by_ssim_and_iou_alone(command, real, fake, judge):
-    """SSIM and IoU would compare pictures of different masks, or FID would depend on names."""
+    """SSIM and IoU compare images of one mask; FID does not depend on names."""
     def brighter(image):
         return np.minimum(image, 235) + 20
 
@@ -271,77 +402,113 @@ def test_shuffled_pairing_is_noticed_by_ssim_and_iou_alone(command, real, fake, 
                     inception=FewFeatures())
     stems = sorted(list_files(real / "images"))
     turned = dict(zip(stems, stems[1:] + stems[:1]))
-    wrong = command("--real", real, "--fake", fake(real / "images", turned.get, brighter, "shuffled"), "--segmenter", judge,
-                    inception=FewFeatures())
+    shuffled = fake(real / "images", turned.get, brighter, "shuffled")
+    wrong = command("--real", real, "--fake", shuffled, "--segmenter", judge, inception=FewFeatures())
     assert value(wrong, "SSIM") < 0.9 * value(right, "SSIM")
-    assert value(wrong, "share of the ceiling, mean IoU") < 0.9
+    assert value(wrong, "share of the ceiling: mean IoU") < 0.9
     for layer in (64, 2048):
         assert value(wrong, f"FID, layer {layer}") == pytest.approx(value(right, f"FID, layer {layer}"), rel=1e-4)
         assert value(right, f"FID, layer {layer}") > 0.01
 
 
-def test_what_sample_writes(command, tiny, flat_root, tmp_path, monkeypatch, capsys):
-    """Pictures would have to be renamed first, or guidances and settings would be mixed unseen."""
+def test_what_sample_writes(command, tiny, grainy_root, tmp_path, monkeypatch):
+    """What sample.py wrote is evaluated as it is; guidances are not mixed, and the settings are in the report."""
     train(tiny(train__steps=2, train__val_every=2, train__save_every=2, train__preview_every=2))
     monkeypatch.setattr(sys, "argv", [str(x) for x in (
         "sample.py", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--n", 2, "--guidance", "1,3",
-        "--mask", flat_root / "test" / "masks", "--out", tmp_path / "out")])
+        "--mask", grainy_root / "test" / "masks", "--out", tmp_path / "out")])
     sample.main()
     with pytest.raises(SystemExit, match="guidance 1.0, 3.0: choose with --guidance"):
-        command("--real", flat_root / "test", "--fake", tmp_path / "out")
-    report = command("--real", flat_root / "test", "--fake", tmp_path / "out", "--guidance", 3, "--train", flat_root / "train")
+        command("--real", grainy_root / "test", "--fake", tmp_path / "out")
+    report = command("--real", grainy_root / "test", "--fake", tmp_path / "out", "--guidance", 3,
+                     "--train", grainy_root / "train")
     assert report["numbers"]["SSIM"]["n"] == "5 real, 10 generated"
     assert report["generated with"] == {
         "checkpoint": [str(tmp_path / "run" / "checkpoint.pt")], "trained_steps": [2], "eta": [0.0], "weights": ["ema"],
         "sampler": ["dpm_solver"], "steps": [4], "guidance": [3.0]}
-    assert report["left out"] == {"generated": [], "real": []} and "sheet.png left out" in capsys.readouterr().out
+    assert report["left out"] == {"generated": [], "real": []}
     assert {path.name for path in (tmp_path / "report").iterdir()} == {
-        "report.json", "at_a_glance.png", "nearest_training.png", "ssim_lowest", "ssim_highest"}
+        "report.json", "at_a_glance.png", "nearest_training.png"}
+    for k, path in enumerate(sorted((tmp_path / "out").glob("*_w3_*"))):
+        with Image.open(path) as image:
+            settings, about = json.loads(image.text["settings"]), PngInfo()
+            about.add_text("settings", json.dumps(settings | {"sampler": ["ddim", "plms"][k % 2]}))
+            image.save(path, pnginfo=about)
+    report = command("--real", grainy_root / "test", "--fake", tmp_path / "out", "--guidance", 3)
+    assert any("mixes images of different sampler: ddim, plms" in warning for warning in report["warnings"])
 
 
-def test_lowest_and_highest_ssim_are_kept_as_pictures(command, real, fake, tmp_path):
-    """The pairs that one would look at would be others than the number's."""
+def cells(sheet, size=16, scale=8, gap=4, top=18):
+    """The images of a contact sheet under titles, by row."""
+    pixels, cell = np.array(Image.open(sheet)), size * scale + gap
+    ys, xs = range(top, pixels.shape[0] - gap, cell), range(0, pixels.shape[1] - gap, cell)
+    return [[pixels[y + gap : y + cell : scale, x + gap : x + cell : scale] for x in xs] for y in ys]
+
+
+def test_at_a_glance_goes_from_the_lowest_ssim_to_the_highest(command, real, fake, judge, tmp_path):
+    """A row shows mask, real and generated image and what is seen in both, of one pair; SSIM orders the rows."""
     noise = np.random.default_rng(0).integers(0, 256, (16, 16, 3)).astype(np.uint8)
-    strengths = iter([0] + [0.1] * 8 + [1])
+    strengths = iter([0, 0.2, 0.6, 0.3, 0.5, 0.1, 0.4, 1, 0.8, 0.9])
 
     def spoil(image):
         a = next(strengths)
         return ((1 - a) * image + a * noise).astype(np.uint8)
 
-    report = command("--real", real, "--fake", fake(real / "images", lambda stem: stem, spoil))
-    stems = sorted(list_files(real / "images"))
-    names = {end: sorted(path.stem for path in (tmp_path / "report" / f"ssim_{end}").iterdir()) for end in ("lowest", "highest")}
-    assert names["highest"][-1] == f"1.0000_{stems[0]}" and names["lowest"][0].endswith(stems[-1])
-    every = [float(name.split("_")[0]) for name in names["lowest"]]  # there are but ten pictures
-    assert (value(report, "SSIM"), report["numbers"]["SSIM"]["std"]) == pytest.approx((np.mean(every), np.std(every)), abs=1e-4)
-    (tmp_path / "fake" / f"{stems[0]}.png").unlink()
-    command("--real", real, "--fake", tmp_path / "fake")
-    assert len(list((tmp_path / "report" / "ssim_highest").iterdir())) == 9  # those of the first evaluation are gone
+    folder = fake(real / "images", lambda stem: stem, spoil)
+    report = command("--real", real, "--fake", folder, "--segmenter", judge)
+    triples = {}
+    for stem, path in list_files(folder).items():
+        a, b = read_image(real / "images" / f"{stem}.png"), read_image(path)
+        ssim = structural_similarity(a, b, channel_axis=-1, gaussian_weights=True, use_sample_covariance=False)
+        triples[ssim] = [BOOK.paint(read_mask(real / "masks" / f"{stem}.png", BOOK)[0]), a, b,
+                         *(BOOK.paint(seen_by_hand(x[None])[0].astype(np.uint8)) for x in (a, b))]
+    order = sorted(triples)
+    assert value(report, "SSIM") == pytest.approx(np.mean(order)) and order[-1] == pytest.approx(1)
+    rows = cells(tmp_path / "report" / "at_a_glance.png")
+    assert len(rows) == 8
+    for row, ssim in ((rows[0], order[0]), (rows[-1], order[-1])):
+        assert all((x == y).all() for x, y in zip(row, triples[ssim])) and len(row) == 5
 
 
-def test_diversity_and_copies(command, tmp_path, flat_root, real, monkeypatch):
-    """A model that returns one picture per mask, or training pictures, would win everything unseen."""
+def test_diversity_and_copies(command, tmp_path, grainy_root, real):
+    """A model that returns one image per mask, or training images, is found out."""
     stems = sorted(list_files(real / "images"))[:2]
     (tmp_path / "fake").mkdir()
+    levels = (100, 110, 130, 0, 250)
     for k, stem in enumerate(stems):
-        for grey in (100, 110, 130):
+        for grey in levels:
             Image.new("RGB", (16, 16), (grey + k,) * 3).save(tmp_path / "fake" / f"{stem}_{grey}.png")
-    report = command("--real", real, "--fake", tmp_path / "fake", "--train", flat_root / "train")
-    assert value(report, "distance within a mask") == pytest.approx((10 + 30 + 20) / 3)
+    report = command("--real", real, "--fake", tmp_path / "fake", "--train", grainy_root / "train")
+    assert value(report, "distance within a mask") == pytest.approx(
+        np.mean([abs(one - other) for one, other in itertools.combinations(levels, 2)]))
     a, b = (read_image(real / "images" / f"{stem}.png").astype(float) for stem in stems)
-    assert value(report, "distance between real pictures") == pytest.approx(np.sqrt(((a - b) ** 2).mean()))
-    assert value(report, "nearest training picture, generated") > 10
-    stolen = [read_image(path) for path in list_files(flat_root / "train" / "images").values()][7]
+    assert value(report, "distance between real images") == pytest.approx(np.sqrt(((a - b) ** 2).mean()))
+    known = np.stack([read_image(path).astype(float) for path in list_files(grainy_root / "train" / "images").values()])
+    known = np.concatenate([known, known[:, :, ::-1]])
+
+    def nearest(images):
+        return np.mean([np.sqrt(((known - image) ** 2).mean((1, 2, 3))).min() for image in images])
+
+    greys = [np.full((16, 16, 3), grey + k) for grey in levels for k in (0, 1)]
+    assert value(report, "nearest training image") == pytest.approx(nearest(greys))
+    assert value(report, "nearest training image, of real ones") == pytest.approx(nearest([a, b]))
+    rows = cells(tmp_path / "report" / "nearest_training.png")
+    distances = [nearest(np.array([image])) for image, _ in rows]
+    assert distances == pytest.approx(sorted(nearest([grey]) for grey in greys)[:8])
+    for (image, match), distance in zip(rows, distances):
+        assert np.sqrt(((match.astype(float) - image) ** 2).mean()) == pytest.approx(distance)
+        assert any((match == x).all() for x in known)
+    stolen = [read_image(path) for path in list_files(grainy_root / "train" / "images").values()][7]
     for path in (tmp_path / "fake").iterdir():
         Image.fromarray(stolen[:, ::-1]).save(path)
-    report = command("--real", real, "--fake", tmp_path / "fake", "--train", flat_root / "train")
+    report = command("--real", real, "--fake", tmp_path / "fake", "--train", grainy_root / "train")
     assert value(report, "distance within a mask") == pytest.approx(0, abs=1e-3)
-    assert value(report, "nearest training picture, generated") == pytest.approx(0, abs=1e-3)
-    assert value(report, "nearest training picture, real") > 1
+    assert value(report, "nearest training image") == pytest.approx(0, abs=1e-3)
+    assert all((x == stolen[:, ::-1]).all() for row in cells(tmp_path / "report" / "nearest_training.png") for x in row)
 
 
-def test_orphans_and_sizes_are_said(command, real, fake, capsys):
-    """Sets of other sizes would be compared as if they were of one, or pictures would drop out unseen."""
+def test_orphans_and_sizes_are_printed(command, real, fake, capsys):
+    """Images without a partner are listed, and those of another size are fitted, which is printed."""
     folder = fake(real / "images")
     stems = sorted(list_files(real / "images"))
     (folder / f"{stems[0]}_w3_seed1.png").unlink()
@@ -350,24 +517,35 @@ def test_orphans_and_sizes_are_said(command, real, fake, capsys):
         Image.open(path).resize((64, 32), Image.Resampling.NEAREST).save(path)
     Image.new("RGB", (16, 16)).save(folder / "stranger_w3_seed1.png")
     report = command("--real", real, "--fake", folder)
-    said = capsys.readouterr().out
+    printed = capsys.readouterr().out
     assert report["left out"] == {"generated": ["stranger_w3_seed1"], "real": [stems[0]]}
-    assert "1 picture(s) left out" in said and "stranger" in said and stems[0] in said
-    assert re.search(r"32x64 brought to 16x16.*cropping the centre.*\(1 such\)", said)
+    assert "1 generated image(s) without a partner left out: stranger" in printed
+    assert f"1 real image(s) without a partner left out: {stems[0]}" in printed
+    assert "images: 1 of 32x64 cropped and resized to 16x16, as generated\n" in printed
     assert report["numbers"]["SSIM"]["n"] == "9 real, 9 generated"
 
 
+def test_sixteen_bits_are_read_as_everywhere(command, real, fake):
+    """A real image of 16 bits equals its generated one of 8 bits; images may be wider than high."""
+    columns = [*range(16), *range(8)]
+    folder = fake(real / "images", change=lambda image: np.repeat(image[:, columns, :1], 3, axis=2))
+    for path in (real / "images").iterdir():
+        Image.fromarray(read_image(path)[:, columns, 0].astype(np.uint16) * 257).save(path)
+    report = command("--real", real / "images", "--fake", folder)
+    assert value(report, "SSIM") == pytest.approx(1) and report["size"] == [16, 24]
+
+
 def test_images_without_masks(command, real, fake, judge):
-    """A folder of photographs could not be used, or a ceiling would be invented for it."""
+    """A folder of photographs can be used; there is no ceiling then."""
     report = command("--real", real / "images", "--fake", fake(real / "images"), "--segmenter", judge, "--colorbook",
                      real.parent / "colorbook.json")
-    assert list(report["segmentation"]["values"]["mean IoU"]) == ["generated / real"]
-    assert "share of the ceiling, mean IoU" not in report["numbers"] and value(report, "SSIM") == pytest.approx(1)
+    assert list(columns(report, "mean IoU")) == ["generated / real"]
+    assert "share of the ceiling: mean IoU" not in report["numbers"] and value(report, "SSIM") == pytest.approx(1)
 
 
 @pytest.mark.parametrize("how", ["settings", "flag"])
 def test_unconditional_sets_get_fid_and_kid_only(command, real, fake, tmp_path, capsys, judge, how):
-    """Pictures without a mask would be paired by accident, or could not be evaluated at all."""
+    """Images without a mask are not paired; FID and KID compare them."""
     folder = fake(real / "images", lambda stem: f"unconditional_seed{stem[-1]}")
     if how == "settings":
         about = PngInfo()
@@ -376,58 +554,91 @@ def test_unconditional_sets_get_fid_and_kid_only(command, real, fake, tmp_path, 
             Image.open(path).save(path, pnginfo=about)
     report = command("--real", real, "--fake", folder, "--segmenter", judge, *(["--unpaired"] if how == "flag" else []),
                      inception=FewFeatures())
-    assert set(report["numbers"]) == {"FID, layer 64", "FID, layer 2048", "KID"} and not report["segmentation"]["values"]
+    assert set(report["numbers"]) == {"FID, layer 64", "FID, layer 2048", "KID"}
+    assert all(x["interval"][0] < x["interval"][1] for x in report["numbers"].values())
     assert "only FID and KID" in capsys.readouterr().out
 
 
 def test_without_weights_and_network_the_rest_is_measured(real, fake, judge, tmp_path, monkeypatch, capsys):
-    """A machine without a network would get no number at all, or no word on how to get the rest."""
+    """A machine without a network measures the rest, from any folder, and prints how to get FID and KID."""
     def no_network(*args, **options):
         raise URLError("Name or service not known")
 
     monkeypatch.setattr(evaluate, "build_segmenter", ByColour)
     monkeypatch.setattr(inception, "load_state_dict_from_url", no_network)
-    monkeypatch.setattr(sys, "argv", [str(x) for x in (
-        "evaluate.py", "--real", real, "--fake", fake(real / "images"), "--segmenter", judge, "--out", tmp_path / "report",
-        "--device", "cpu")])
+    fake(real / "images")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [
+        "evaluate.py", "--real", "real/val", "--fake", "fake", "--segmenter", str(judge), "--device", "cpu"])
     evaluate.main()
-    report = json.loads((tmp_path / "report" / "report.json").read_text())
-    said = capsys.readouterr().out
-    assert inception.URL_INCEPTION_V3 in said and "--inception-weights FILE" in said
-    assert {"SSIM", "share of the ceiling, mean IoU"} <= set(report["numbers"]) and "KID" not in report["numbers"]
+    report = json.loads((tmp_path / "runs" / "evaluation" / "report.json").read_text())
+    printed = capsys.readouterr().out
+    assert inception.URL_INCEPTION_V3 in printed and "--inception-weights FILE" in printed
+    assert {"SSIM", "share of the ceiling: mean IoU"} <= set(report["numbers"]) and "KID" not in report["numbers"]
+    assert "SSIM: likeness" in printed and "no test of the mask" in printed and report["interval"] in printed
+    monkeypatch.setattr(sys, "argv", [*sys.argv[:4], "fakes"])
+    with pytest.raises(SystemExit, match=rf"fakes: no such folder, seen from {tmp_path}; expected a folder of images"):
+        evaluate.main()
+
+
+def test_old_results_last_until_new_ones_are_there(command, real, fake, tmp_path, monkeypatch, capsys):
+    """An evaluation stopped by Ctrl-C or a full disk leaves the old report; a finished one replaces all of it."""
+    folder = fake(real / "images")
+    command("--real", real, "--fake", folder, "--train", real)
+    old = {path: path.read_bytes() for path in (tmp_path / "report").iterdir()}
+    assert len(old) == 3
+
+    def interrupted(*args, **options):
+        raise KeyboardInterrupt
+
+    def full(*args, **options):
+        raise OSError(28, "No space left on device")
+
+    for name, stop, message in (("structural_similarity", interrupted, "130"), ("json.dumps", interrupted, "130"),
+                                ("json.dumps", full, "error: .*No space left")):
+        with monkeypatch.context() as patch:
+            patch.setattr(f"evaluate.{name}", stop)
+            with pytest.raises(SystemExit, match=message):
+                command("--real", real, "--fake", folder, "--train", real)
+        assert {path: path.read_bytes() for path in (tmp_path / "report").iterdir()} == old
+    assert "Traceback" not in capsys.readouterr().err
+    command("--real", real, "--fake", folder)
+    assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "at_a_glance.png"}
 
 
 # ------------------------------------------------------------------------------------------------------ segmenters
 
 
-def test_classes_are_matched_by_name(capsys):
-    """A segmenter with another order of classes would be read in the order of the colorbook."""
-    book = Colorbook({"traffic light": [1, 0, 0], "pavement": [2, 0, 0], "car": [3, 0, 0], "ufo": [4, 0, 0]})
-    assert evaluate.match_classes(["Cars", "road", "Traffic_Light", "sidewalk"], book, "judge") == {0: 2, 1: 3, 2: 0}
-    said = capsys.readouterr().out
-    assert "has no ufo" in said and "never chosen: road" in said
-
-
-def test_other_order_and_missing_class(command, real, fake, judge, tmp_path):
-    """Ids would be taken for those of the colorbook, and a class that the segmenter lacks would count as its mistake."""
+def test_other_order_and_missing_class(command, real, fake, judge, tmp_path, capsys):
+    """Labels are matched to classes by name, and pixels of a class that the segmenter lacks are left out."""
     state = torch.load(judge)
     order = ["car", "sky", "road"]  # no person
     rows = [list(CLASSES).index(name) for name in order]
     state["model"] = {name: tensor[rows] for name, tensor in state["model"].items()}
-    torch.save(state | {"colorbook": {name: CLASSES[name] for name in order}}, tmp_path / "three.pt")
+    torch.save(state | {"colorbook": {name.title(): CLASSES[name] for name in order}}, tmp_path / "three.pt")
     report = command("--real", real, "--fake", fake(real / "images"), "--segmenter", tmp_path / "three.pt")
     truth = np.stack([read_mask(path, BOOK)[0] for path in list_files(real / "masks").values()])
-    images = np.stack([read_image(path) for path in list_files(real / "images").values()]).astype(int)
-    seen = np.abs(images[..., None, :] - LOOKS[:3])
-    seen = (seen**2).sum(-1).argmin(-1)
-    rows = report["segmentation"]["values"]
+    seen = seen_by_hand(np.stack([read_image(path) for path in list_files(real / "images").values()]), 3)
     expected = by_hand(np.where(truth == 3, UNLABELLED, truth), seen, 4)
-    assert (rows["pixel accuracy"]["real / mask"], rows["mean IoU"]["real / mask"]) == pytest.approx(expected)
-    assert rows["person"]["real / mask"] is None
+    found = columns(report, "pixel accuracy")["real / mask"], columns(report, "mean IoU")["real / mask"]
+    assert found == pytest.approx(expected)
+    assert report["numbers"]["IoU: real / mask: person"]["value"] is None
+    assert "three.pt has no person" in capsys.readouterr().out
+
+
+def test_segmenter_of_another_size_is_a_warning(command, real, fake, judge, tmp_path):
+    """Images of another size than the segmenter's training images have a warning; equal or unknown sizes have none."""
+    folder = fake(real / "images")
+    for size, expected in (([48, 80], True), ([16, 16], False)):
+        torch.save(torch.load(judge) | {"image_size": size}, tmp_path / "sized.pt")
+        found = command("--real", real, "--fake", folder, "--segmenter", tmp_path / "sized.pt")["warnings"]
+        assert [w for w in found if "trained on images of 48x80" in w and "of 16x16" in w] == found
+        assert bool(found) == expected
+    assert not command("--real", real, "--fake", folder, "--segmenter", judge)["warnings"]
 
 
 def test_segmenter_sees_the_size_it_was_trained_at(judge, tmp_path, monkeypatch):
-    """Pictures of another size than the segmenter's would be judged at a scale that it never saw."""
+    """The net sees every image at the size of its training; its answer has the size of the image."""
     sizes = []
 
     class Noting(ByColour):
@@ -444,7 +655,7 @@ def test_segmenter_sees_the_size_it_was_trained_at(judge, tmp_path, monkeypatch)
 
 
 def test_mask2former(tmp_path):
-    """The thesis's judge would be fed pictures in another way than its own, or its labels would be taken for our ids."""
+    """The thesis's judge answers as its own processor does, in the colorbook's ids, never with a label of no class."""
     transformers = pytest.importorskip("transformers", reason="the transformers package is optional")
     names = ["Car", "license_plate", "sky", "road"]
     backbone = transformers.SwinConfig(embed_dim=8, depths=[1] * 4, num_heads=[1] * 4, window_size=4,
@@ -482,28 +693,21 @@ def cut(x):
     path.write_bytes(path.read_bytes()[:-30])
 
 
-def palette_mask(x):
-    save_mask(np.zeros((16, 16), np.uint8), sorted(x.fake.iterdir())[0], BOOK)
-
-
-def painted_mask(x):
-    Image.fromarray(BOOK.paint(np.array([[0, 1, 3]] * 16, np.uint8).repeat(5, 1))).save(sorted(x.fake.iterdir())[0])
-
-
-def id_mask(x):
-    Image.fromarray(np.array([[0, 3, 255]] * 16, np.uint8)).save(sorted((x.real / "images").iterdir())[0])
-
-
 def unequal_pair(x):
     save_mask(np.zeros((8, 16), np.uint8), sorted((x.real / "masks").iterdir())[0], BOOK)
 
 
 def other_names(x):
     for k, path in enumerate(sorted(x.fake.iterdir())):
-        path.rename(x.fake / f"picture{k}.png")
+        path.rename(x.fake / f"image{k}.png")
 
 
-def small_pictures(x):
+def other_masks(x):
+    for k, path in enumerate(sorted((x.real / "masks").iterdir())):
+        path.rename(x.real / "masks" / f"mask{k}.png")
+
+
+def small_images(x):
     for path in x.fake.iterdir():
         Image.open(path).resize((8, 8)).save(path)
 
@@ -512,41 +716,49 @@ def photo_as_mask(x):
     shutil.copy(sorted((x.real / "images").iterdir())[0], sorted((x.real / "masks").iterdir())[0])
 
 
+def generator(x):
+    torch.save({"model": {}, "ema": {}, "config": {}, "colorbook": CLASSES, "step": 3}, x.real / "generator.pt")
+
+
 @pytest.mark.parametrize("harm, options, message", [
-    (empty, [], r"images: no pictures in this folder"),
-    (None, ["--real", "{real}/.."], r"no pictures in this folder; give one of its splits: .*val"),
+    (empty, [], r"images: no images in this folder"),
+    (None, ["--real", "{real}/.."], r"no images in this folder; give one of its splits: .*val"),
     (None, ["--fake", "{real}/nowhere"], r"nowhere: no such folder"),
     (None, ["--train", "{real}/nowhere"], r"nowhere: no such folder"),
-    (other_names, [], r"no picture has the name of one in .*Found 'picture0'.*such as 'flat_100'.*--unpaired"),
-    (cut, [], r"flat_100_w3_seed1.png .*not readable as a picture"),
-    (palette_mask, [], r"flat_100_w3_seed1.png: a mask .*expected a picture"),
-    (painted_mask, [], r"flat_100_w3_seed1.png: a mask .*expected a picture"),
-    (id_mask, [], r"flat_100.png: a mask .*expected a picture"),
+    (other_names, [], r"no image has the name of one in .*Found 'image0'.*such as .flat_100'.*--unpaired"),
+    (cut, [], r"flat_100_w3_seed1.png .*not readable as an? (picture|image)"),
+    (other_masks, [], r"no image has the name of one in .*'none'"),
+    (None, ["--fake", "{fake}/flat_100_w3_seed1.png"], r"flat_100_w3_seed1.png: is a file; expected a folder"),
+    (None, ["--real", "{real}/images/flat_100.png"], r"flat_100.png: is a file; expected a folder of images"),
     (photo_as_mask, [], r"flat_100.png: .* have colours that are in no class"),
     (unequal_pair, [], r"flat_100.png: the image is \(16, 16\) and the mask \(8, 16\)"),
-    (small_pictures, [], r"pictures of 8x8; SSIM needs 11x11"),
-    (None, ["--guidance", 2], r"has pictures of guidance 3.0: choose with --guidance"),
-    (None, ["--out", "{fake}"], r"a folder of pictures to compare: choose another"),
-    (None, ["--batch-size", 0], r"--batch-size 0: expected 1 or more"),
-    (None, ["--inception-weights", "{real}/nowhere.pth"], r"nowhere.pth: not the weights of torch-fidelity's Inception.*https"),
+    (small_images, [], r"images of 8x8; SSIM needs 11x11"),
+    (None, ["--guidance", 2], r"has images of guidance 3.0: choose with --guidance"),
+    (None, ["--out", "{fake}"], r"fake: a folder of images; expected a folder of its own"),
+    (None, ["--out", "{real}"], r"val: a folder of images; expected a folder of its own"),
+    (None, ["--out", "{real}/masks"], r"masks: a folder of images; expected a folder of its own"),
+    (None, ["--out", "{judge}"], r"segmenter.pt: a file; expected a folder of its own"),
+    (None, ["--inception-weights", "{real}/nowhere.pth"], r"nowhere.pth: not the weights of .*Inception.*https"),
     (None, ["--inception-weights", "{judge}"], r"segmenter.pt: not the weights of torch-fidelity's Inception.*https"),
-    (None, ["--segmenter", "{real}/images/flat_100.png"], r"flat_100.png: not a checkpoint of experiments/segmenter.py"),
-    (None, ["--segmenter", "{judge}", "--colorbook", "colorbook.json"], r"segmenter of other classes: .*its own are road, sky"),
-    (None, ["--device", "cpu", "--colorbook", "{real}/none.json"], r"none.json: no such colorbook"),
+    (None, ["--segmenter", "{real}/images/flat_100.png"], r"flat_100.png: not a segmenter's.*experiments.segm"),
+    (generator, ["--segmenter", "{real}/generator.pt"], r"checkpoint: a generator's.*experiments.segmenter"),
+    (None, ["--segmenter", "{judge}", "--colorbook", "colorbook.json"],
+     r"segmenter of other classes, road, sky, car, person: it lacks sidewalk"),
+    (None, ["--device", "cpu", "--colorbook", "{real}/none.json"], r"none.json: no such file; expected a colorbook"),
 ])
 def test_bad_input(command, real, fake, judge, tmp_path, harm, options, message):
-    """An evaluation would crash, or worse, give numbers for something else; nothing may be written by then."""
+    """What is wrong is said with its remedy, before anything is written."""
     x = SimpleNamespace(real=real, fake=fake(real / "images"))
     if harm:
         harm(x)
     options = [str(option).format(real=real, fake=x.fake, judge=judge) for option in options]
-    with pytest.raises(SystemExit, match=f"error: .*{message}"):
+    with pytest.raises(SystemExit, match=f"error: (?s:.*){message}"):
         command("--real", real, "--fake", x.fake, *options)
     assert not (tmp_path / "report").exists()
 
 
 def test_weights_that_would_run_code_are_refused(command, real, fake, tmp_path):
-    """A file from the net, given as weights, could do anything on this machine (torch-fidelity loads pickles whole)."""
+    """A file of weights that would run code is refused (torch-fidelity loads pickles whole)."""
     class Evil:
         def __reduce__(self):
             return (open, (str(tmp_path / "was here"), "w"))
@@ -558,7 +770,41 @@ def test_weights_that_would_run_code_are_refused(command, real, fake, tmp_path):
 
 
 def test_transformers_missing(monkeypatch):
-    """Who gives the name of a Mask2Former would not learn what to install."""
+    """Who gives a name that is no file learns what a segmenter can be, and what to install."""
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ValueError, match=r"facebook/some: no such file.*pip install transformers.*experiments/segmenter.py"):
+    with pytest.raises(ValueError, match=r"facebook/some: no file.*experiments.segmenter.*pip install transformers"):
         evaluate.load_segmenter("facebook/some", BOOK, torch.device("cpu"))
+
+
+def as_palette(ids, path):
+    save_mask(ids, path, Colorbook(dict(zip("abc", LOOKS[::-1, ::-1].tolist()))))
+
+
+def as_colours(ids, path):
+    Image.fromarray(LOOKS[::-1, ::-1][ids]).save(path)  # of no colorbook that is near
+
+
+@pytest.mark.parametrize("save", [as_palette, as_colours, lambda ids, path: Image.fromarray(ids).save(path)])
+@pytest.mark.parametrize("side", ["--real", "--fake", "--train"])
+def test_masks_are_no_images(command, real, fake, grainy_root, tmp_path, side, save):
+    """Masks in the place of images are refused, painted, with a palette or as ids, whatever the colorbook."""
+    folder, given = fake(real / "images"), tmp_path / "given"
+    given.mkdir()
+    for stem, path in list_files(real / "masks").items():
+        save(np.array(Image.open(path).resize((48, 32), Image.Resampling.NEAREST)) % 3, given / f"{stem}.png")
+    sides = {"--real": real, "--fake": folder} | {side: given}
+    with pytest.raises(SystemExit, match=r"error: .*flat_\d+.png: a mask .*expected an image"):
+        command(*(x for pair in sides.items() for x in pair))
+
+
+def test_dark_and_plain_images_are_images(command, real, tmp_path):
+    """A night scene of few levels, with and without a lamp, in grey and in colour, and a plain image are no masks."""
+    y, x = np.mgrid[:32, :48]
+    glow = 14 * np.exp(-((y - 20) ** 2 + (x - 30) ** 2) / 60)
+    night = (glow + np.random.default_rng(0).random((32, 48))).astype(np.uint8)
+    lamp = np.where(glow > 13.9, 250, np.where(glow > 8, 70, night)).astype(np.uint8)
+    (tmp_path / "fake").mkdir()
+    blue, black = night[..., None] * np.array([0, 1, 2], np.uint8), np.zeros((32, 48, 3), np.uint8)
+    for k, image in enumerate((night, lamp, blue, black)):
+        Image.fromarray(image).save(tmp_path / "fake" / f"flat_100_{k}.png")
+    assert command("--real", real, "--fake", tmp_path / "fake")["numbers"]["SSIM"]["n"] == "1 real, 4 generated"

@@ -81,7 +81,8 @@ def test_no_colorbook_in_a_checkpoint(tmp_path, content):
     if isinstance(content, bytes):
         path.write_bytes(content)
     else:
-        torch.save({"dict": {"model": 1}, "list": [1], "code": {"colorbook": print}}[content], path)
+        contents = {"dict": {"model": 1}, "list": [1], "code": {"colorbook": {"road": [1, 2, 3]}, "other": print}}
+        torch.save(contents[content], path)
     with pytest.raises(ValueError, match="other.pt: not a colorbook"):
         Colorbook.load(path)
 
@@ -139,6 +140,9 @@ def test_black_may_be_a_class(tmp_path):
     Image.fromarray(np.array([[[0, 0, 0], [9, 200, 9]]], np.uint8)).save(tmp_path / "mask.png")
     book = Colorbook({"grass": [9, 200, 9], "void": [0, 0, 0]})
     assert read_mask(tmp_path / "mask.png", book)[0].tolist() == [[1, 0]]
+    rgba = np.array([[[0, 0, 0, 255], [0, 0, 0, 0], [9, 200, 9, 0], [9, 200, 9, 255]]], np.uint8)
+    Image.fromarray(rgba).save(tmp_path / "mask.png")
+    assert read_mask(tmp_path / "mask.png", book)[0].tolist() == [[1, NONE, NONE, 0]]
 
 
 @pytest.mark.parametrize("K", [1, 19, 255])
@@ -391,6 +395,15 @@ def test_unknown_colour_among_soft_edges(tmp_path, monkeypatch, largest):
     rgb[30:60, 300:330] = 255, 200, 255
     Image.fromarray(rgb).save(tmp_path / "drawn.png")
     with pytest.raises(ValueError, match=r"\(255, 200, 255\) 900 pixels"):
+        read_mask(tmp_path / "drawn.png", BOOK)
+
+
+def test_unknown_colour_in_a_reduced_palette(tmp_path):
+    """A spot of no class is refused in a soft mask of 64 colours, too."""
+    rgb = np.array(Image.fromarray(PALETTE[drawing(512, SCENES["street"])]).filter(ImageFilter.GaussianBlur(1)))
+    rgb[30:70, 300:340] = 255, 200, 255
+    Image.fromarray(rgb).quantize(64).save(tmp_path / "drawn.png")
+    with pytest.raises(ValueError, match=r"\(25\d, (19\d|20\d), 25\d\) 1\d{3} pixels"):
         read_mask(tmp_path / "drawn.png", BOOK)
 
 

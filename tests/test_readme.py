@@ -1,13 +1,19 @@
-"""What the README promises."""
+"""What the README promises: its commands can be typed, and what it names is there."""
 
+import argparse
 import re
+import runpy
+import shlex
+import sys
 from pathlib import Path
 
 import pytest
 
-from config import SETTINGS, flatten
+from config import load_config, parse_overrides
 
 README = Path("README.md").read_text(encoding="utf-8")
+FENCES = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
+INLINE = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
 
 
 def table(heading):
@@ -16,9 +22,79 @@ def table(heading):
     return [[cell.strip() for cell in line.strip("|").split("|")] for line in lines if line.startswith("|")][2:]
 
 
+def commands():
+    """What follows `python` in every command: ["train.py", "--preset", "toy"]; of torchrun's, from the program on."""
+    words = []
+    lines = "\n".join(FENCES).splitlines() + [" ".join(text.split()) for text in INLINE]
+    for line in lines:
+        for part in line.split(" && "):
+            if re.match(r"(\S*/)?python3? |torchrun ", part):
+                program, *rest = shlex.split(part, comments=True)
+                if program == "torchrun":
+                    rest = rest[next(i for i, word in enumerate(rest) if word.endswith(".py")):]
+                words.append(rest)
+    return words
+
+
+def is_ours(words):
+    return words[0] != "-m" or Path(words[1].split(".")[0]).is_dir()  # else a module of Python or of a package
+
+
+class Parsed(BaseException):
+    """The arguments that a program was given, in place of running it."""
+
+
+@pytest.mark.parametrize("words", [*filter(is_ours, commands())], ids=" ".join)
+def test_commands_parse(words, monkeypatch):
+    """A command of the README is one that the program takes, and its settings resolve."""
+    real = argparse.ArgumentParser.parse_args
+
+    def parse_args(self, *args, **kwargs):
+        raise Parsed(real(self, *args, **kwargs))
+
+    if words[0] == "-c":
+        compile(words[1], "README", "exec")
+        return
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parse_args)
+    arguments = words[2:] if words[0] == "-m" else words[1:]
+    monkeypatch.setattr(sys, "argv", [words[0], *arguments])
+    with pytest.raises(Parsed) as parsed:
+        if words[0] == "-m":
+            runpy.run_module(words[1], run_name="__main__", alter_sys=True)
+        else:
+            runpy.run_path(words[0], run_name="__main__")
+    if words[0] in ("train.py", "sample.py"):
+        given = parsed.value.args[0]
+        load_config(given.config, given.preset, given.set)
+
+
+def test_every_program_has_a_command():
+    """The README has a command for each program and each script that prepares data."""
+    started = {words[1] if words[0] == "-m" else words[0] for words in commands()}
+    prepare = {f"data.{path.parent.name}.prepare" for path in Path("data").glob("*/prepare.py")}
+    assert started >= {"train.py", "sample.py", "evaluate.py", "masks.py"} | prepare
+
+
+def test_settings_and_presets_exist():
+    """A preset, a --set or a setting with a value that the README names is one that the config takes."""
+    for preset in re.findall(r"--preset (\w+)", README):
+        load_config("config.yaml", preset)
+    pattern = r"(?:--set |`)((?:data|model|diffusion|train|sample)\.[\w.]+)(?:=|: )([^\s`]+)"
+    settings = re.findall(pattern, README)
+    assert len(settings) > 8
+    for key, value in settings:
+        parse_overrides([f"{key}={value}"] if value != "..." and value != "VALUE" else [])
+
+
+def test_links_lead_somewhere():
+    """Every file that a link names is there."""
+    links = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
+    assert len(links) > 4 and not [link for link in links if not Path(link).exists()]
+
+
 @pytest.mark.parametrize("row", table("Symbols"), ids=lambda row: row[0])
 def test_symbols_exist(row):
-    """A reader would look for a symbol that is not there."""
+    """Every symbol of the table is a name in the file beside it."""
     code = "\n".join(Path(name).read_text(encoding="utf-8") for name in re.findall(r"`([\w.]+\.py)`", row[2]))
     for name in re.findall(r"`(\w+)`", row[1]):
         assert re.search(rf"\b{name}\b", code), f"{name} is not in {row[2]}"
@@ -26,20 +102,29 @@ def test_symbols_exist(row):
 
 @pytest.mark.parametrize("row", table("Deviations"), ids=lambda row: row[0])
 def test_deviations_name_files(row):
-    """A row of the deviations would lead nowhere."""
+    """The file of every deviation is there."""
     assert Path(row[1].strip("`")).exists()
 
 
-def test_files_and_settings_exist():
-    """A link, a file or a setting that the README names would be gone."""
-    for link in re.findall(r"\]\(((?!http|#)[^)]+)\)", README):
-        assert Path(link).exists(), link
-    settings = flatten(SETTINGS)
-    for key in re.findall(r"(?:--set |`)((?:data|model|diffusion|train|sample)\.\w+)[=`:]", README):
-        assert key in settings or Path(key).exists(), key
+@pytest.mark.parametrize("row", table("Promises, and the tests that hold them"), ids=lambda row: row[0][:40])
+def test_promises_are_tested(row):
+    """The tests that hold a promise are there, and are tests."""
+    names = re.findall(r"`([^`]+)`", row[1])
+    assert names and not [name for name in names if not Path(name).exists()]
+    for name in names:
+        files = [*Path(name).glob("test_*.py")] if name.endswith("/") else [Path(name)]
+        assert files and all("def test_" in file.read_text(encoding="utf-8") for file in files), name
+
+
+def test_the_reading_order_names_every_file():
+    """The files of the reading order are there, and the nine of the core are among them."""
+    order = README.split("## Reading order\n")[1].split("\n## ")[0]
+    names = set(re.findall(r"`([\w/]+\.(?:py|yaml))`", order))
+    assert all(Path(name).exists() for name in names)
+    assert names >= {path.name for path in Path(".").glob("*.py")}
 
 
 def test_ci_runs_the_readme_command():
-    """CI would test another way of installing than the one that people are told."""
-    assert "grep -m1 'python -m pytest' README.md" in Path(".ci/run").read_text()
+    """CI installs and tests with the very line that people are told."""
+    assert "grep -m1 'python -m pytest' README.md" in Path(".ci/run").read_text(encoding="utf-8")
     assert re.search(r"^python3 -m venv .*requirements.txt && .*python -m pytest", README, re.M)

@@ -1,245 +1,205 @@
-"""Config, training, checkpoints."""
+"""Training: the loop, what a run leaves behind, and how it goes on, through train() and the command line."""
 
-import copy
 import csv
 import math
+import multiprocessing
 import os
-import pickle
-import re
+import shutil
 import signal
-import subprocess
 import sys
+import time
+import weakref
 from pathlib import Path
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 import yaml
 from conftest import LOOKS, flat_scene
 from PIL import Image
 
+import checkpoint as checkpoint_module
 import train as train_module
-from checkpoint import build, load_checkpoint, save_checkpoint
-from config import SETTINGS, flatten, load_config
-from dataset import Pairs, unpack
+from benchmarks.faults import same
+from checkpoint import build, load_checkpoint
+from config import load_config
+from dataset import Pairs, batches, to_uint8, unpack
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
-from masks import one_hot
+from masks import Colorbook, one_hot
 from train import train, validate
+from unet import UNet
+
+LEARNED = ("model", "ema", "optimizer", "scaler", "rng", "step", "images")
+NEVER = {f"train__{name}_every": 999 for name in ("val", "preview", "save", "log")}  # but at the last step
 
 
-def same(a, b):
-    """Equality to the bit of nested dicts and lists of tensors."""
-    if isinstance(a, torch.Tensor):
-        return torch.equal(a, b)
-    if isinstance(a, dict):
-        return a.keys() == b.keys() and all(same(a[k], b[k]) for k in a)
-    if isinstance(a, (list, tuple)):
-        return len(a) == len(b) and all(map(same, a, b))
-    return a == b
+def saved(cfg):
+    return load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
 
 
-LEARNED = ("model", "ema", "optimizer", "scaler", "step", "rng")
-
-# --------------------------------------------------------------------------------------------------- config
-
-
-@pytest.mark.parametrize("preset", ["toy", "bdd100k", "idd_lite", "camvid"])
-def test_presets_are_complete(preset):
-    """A preset that comes with the project would not load."""
-    assert flatten(load_config("config.yaml", preset)).keys() == flatten(SETTINGS).keys()
+def rows(cfg):
+    return list(csv.DictReader(open(Path(cfg["out"]) / "log.csv")))
 
 
-def test_thesis_values():
-    """The thesis-size preset would no longer be the thesis (S0 2.3.1, 4.3.2)."""
-    cfg = flatten(load_config("config.yaml", "bdd100k"))
-    expected = {"diffusion.T": 1000, "diffusion.beta_start": 1e-4, "diffusion.beta_end": 0.02, "diffusion.schedule": "thesis",
-                "diffusion.prediction": "eps", "train.lr": 3e-4, "train.batch_size": 64, "train.ema": 0.995,
-                "model.hidden_dim": 128, "model.emb_dim": 256, "data.size": [128, 128], "sample.guidance": 3.0}
-    assert {key: cfg[key] for key in expected} == expected
-    assert round(cfg["train.steps"] * 64 / 7000) == pytest.approx(1300, abs=2)  # epochs
-    model, _, _ = build(load_config("config.yaml", "bdd100k"), 19, torch.device("meta"))
-    assert sum(p.numel() for p in model.parameters()) == 88_842_371
+def files(folder):
+    """{path: content and time of change} of all that is in a folder."""
+    return {path: path.is_file() and (path.read_bytes(), path.stat().st_mtime_ns) for path in folder.rglob("*")}
 
 
-def test_every_setting_says_why():
-    """A reader would meet a setting without a reason."""
-    common = Path("config.yaml").read_text().split("presets:")[0]
-    for line in common.splitlines():
-        if re.match(r"\s*\w+: *[^\s#]", line):
-            assert "#" in line or line.split(":")[0].strip() in ("contrast", "saturation"), line
+def command_line(monkeypatch, *arguments):
+    """`python train.py ARGUMENTS`, in this process."""
+    monkeypatch.setattr(sys, "argv", ["train.py", *map(str, arguments)])
+    train_module.main()
 
 
-@pytest.mark.parametrize("override, words", [
-    ("train.step=5", ["train.step", "train.steps"]),
-    ("trian.steps=5", ["trian.steps", "train.steps"]),
-    ("guidence=5", ["guidence", "sample.guidance"]),
-    ("train.steps=many", ["train.steps", "many", "whole number"]),
-    ("train.steps=0", ["train.steps", "0", "above 0"]),
-    ("train.lr=.nan", ["train.lr", "nan"]),
-    ("train.label_drop=1.5", ["train.label_drop", "1.5", "from 0 to 1"]),
-    ("model.attention=1", ["model.attention", "true or false"]),
-    ("data.size=[60, 64]", ["data.size", "60", "multiples of 8"]),
-    ("diffusion.schedule=cosine", ["diffusion.schedule", "cosine", "thesis", "nichol"]),
-    ("data=5", ["data", "nearest"]),
-    ("train.steps", ["train.steps", "key.sub=value"]),
-    ("preset=camvid", ["--preset"]),
-])
-def test_bad_settings_are_refused(override, words):
-    """A misspelt or impossible setting would be ignored, or fail hours later."""
-    with pytest.raises(ValueError) as error:
-        load_config("config.yaml", overrides=[override])
-    assert all(word in str(error.value) for word in words), error.value
+def spy(monkeypatch, owner, name, before=lambda *args, **kwargs: None):
+    """Call `before` with the arguments of every call of owner.name."""
+    real = getattr(owner, name)
+    monkeypatch.setattr(owner, name, lambda *args, **kwargs: (before(*args, **kwargs), real(*args, **kwargs))[1])
 
 
-def test_unknown_key_in_the_file_names_file_and_preset(tmp_path):
-    """The message would not say where to look."""
-    tree = yaml.safe_load(Path("config.yaml").read_text())
-    tree["presets"]["toy"]["train"]["stepz"] = 3
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(ValueError, match="my.yaml, preset toy: .*train.stepz.*train.steps"):
-        load_config(tmp_path / "my.yaml")
-    del tree["presets"]["toy"]["train"]["stepz"], tree["train"]["lr"], tree["presets"]["toy"]["train"]["lr"]
-    (tmp_path / "my.yaml").write_text(yaml.safe_dump(tree))
-    with pytest.raises(ValueError, match="missing settings: train.lr"):
-        load_config(tmp_path / "my.yaml")
+# ------------------------------------------------------------------------------------------------- the loop
 
 
-@pytest.mark.parametrize("text", ["a: [1, 2", "- 1\n- 2", "", "presets: 5", "!!python/object/apply:os.system [exit]"])
-def test_broken_yaml_is_a_message(tmp_path, text):
-    """A broken file would end in a traceback, or run somebody else's code."""
-    (tmp_path / "my.yaml").write_text(text)
-    with pytest.raises(ValueError, match="my.yaml"):
-        load_config(tmp_path / "my.yaml")
-    with pytest.raises(FileNotFoundError, match="none.yaml"):
-        load_config(tmp_path / "none.yaml")
+def train_by_hand(root):
+    """The training loop of the thesis, written without train.py: the network, its EMA and the optimiser."""
+    pairs, diffusion = Pairs(root, "train", [24, 16]), Diffusion(50, "linear", 0.001, 0.1, "v")
+    augment = {"p": 0.5, "brightness": 0.3, "contrast": 0, "saturation": 0.1, "hue": 0.1,
+               "vertical_flip": True, "rotate": 20, "crop": 0.6}
+    planes = batches(pairs, 6, 5, flip=0.9, augment=augment)
+    torch.manual_seed(5)
+    model = UNet(4, 8, 16).to(memory_format=torch.channels_last)
+    torch.nn.init.zeros_(model.out.weight)
+    torch.nn.init.zeros_(model.out.bias)
+    ema = {name: weight.detach().clone() for name, weight in model.named_parameters()}
+    optimizer = torch.optim.AdamW(model.parameters(), betas=(0.9, 0.8), fused=True)
+    for n in range(1, 10):
+        optimizer.param_groups[0]["lr"] = [0.001, 0.002, 0.003, 0.003][n - 1] if n < 5 else 0.003 * math.sqrt(4 / n)
+        t, eps, keep = torch.randint(50, (6,)), torch.randn(6, 3, 24, 16), torch.rand(6) >= 0.4
+        x0, mask = unpack(next(planes), 4)
+        optimizer.zero_grad()
+        diffusion.loss(model, x0, mask, t, eps, keep).backward()
+        torch.nn.utils.clip_grad_norm_(model.parameters(), 0.02)
+        optimizer.step()
+        decay = min(0.35, (1 + n) / (10 + n))  # grows to 0.35 in the first 4 steps
+        for name, weight in model.named_parameters():
+            ema[name].lerp_(weight.detach(), 1 - decay)
+    return model.state_dict(), ema, optimizer.state_dict()
 
 
-def test_overrides_go_over_presets_and_read_numbers():
-    """--set would lose against the preset, or 1e-4, which YAML takes for a text, would be refused."""
-    cfg = load_config("config.yaml", "idd_lite", ["train.lr=1e-4", "sample.guidance=1", "data.size=[32,64]", "out=x"])
-    assert (cfg["train"]["lr"], cfg["sample"]["guidance"], cfg["data"]["size"], cfg["out"]) == (1e-4, 1.0, [32, 64], "x")
-    assert cfg["train"]["batch_size"] == 16 and cfg["preset"] == "idd_lite"
-
-
-# ------------------------------------------------------------------------------------------ a run, its files
-
-
-def test_run_leaves_what_the_readme_names(tiny):
-    """A run would lack its log, previews, checkpoint or config."""
-    cfg = tiny()
+def test_a_run_equals_a_loop_written_by_hand(tiny, flat_root):
+    """Every setting of the loop does what it says, bit for bit; "model" and "ema" of the checkpoint are these."""
+    cfg = tiny(seed=5, train__steps=9, train__batch_size=6, train__lr=0.003, train__warmup=3, train__hold=4,
+               train__beta2=0.8, train__grad_clip=0.02, train__label_drop=0.4, train__ema=0.35, data__size=[24, 16],
+               data__flip=0.9, data__augment__p=0.5, data__augment__brightness=0.3, data__augment__contrast=0,
+               data__augment__saturation=0.1, data__augment__hue=0.1, data__augment__vertical_flip="true",
+               data__augment__rotate=20, data__augment__crop=0.6, diffusion__T=50, diffusion__schedule="linear",
+               diffusion__beta_start=0.001, diffusion__beta_end=0.1, diffusion__prediction="v")
     train(cfg)
-    out = Path(cfg["out"])
-    rows = list(csv.DictReader(open(out / "log.csv")))
-    assert [int(r["step"]) for r in rows] == [2, 4, 5, 6, 8, 10]
-    assert all(math.isfinite(float(v)) for r in rows for v in r.values() if v)
-    assert [r["step"] for r in rows if r["val_eps"]] == ["5", "10"]
-    bins = [float(v) for k, v in rows[-1].items() if k.startswith("val_loss_t")]
-    assert len(bins) == 4 and sum(bins) / 4 == pytest.approx(float(rows[-1]["val_loss"]), rel=0.2)  # 10 pairs: 2 or 3 a bin
-    assert Image.open(out / "previews" / "0000010.png").size[0] > 2 * 128
-    assert load_config(out / "config.yaml") == cfg
-    state = load_checkpoint(out / "checkpoint.pt")
-    assert state["step"] == 10 and state["epoch"] == pytest.approx(10 * 8 / 50) and list(state["colorbook"]) == [
-        "road", "sky", "car", "person"]
+    model, ema, optimizer = train_by_hand(flat_root)
+    state = saved(cfg)
+    assert same(dict(state["model"]), dict(model)) and same(dict(state["ema"]), ema)
+    assert same(state["optimizer"], optimizer) and not same(dict(model), ema)
 
 
-def test_existing_run_is_not_overwritten(tiny, capsys):
-    """A night's training would be lost to a second call."""
-    cfg = tiny(train__steps=2)
-    train(cfg)
-    before = (Path(cfg["out"]) / "checkpoint.pt").read_bytes()
-    with pytest.raises(FileExistsError, match="--resume"):
+def test_the_first_prediction_is_zero(tiny, monkeypatch):
+    """Weight and bias of the last layer begin at 0, so the first output of the network is exactly 0."""
+    outputs, real = [], UNet.forward
+
+    def forward(self, *args, **kwargs):
+        outputs.append(real(self, *args, **kwargs))
+        return outputs[-1]
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    train(tiny(train__steps=2, **NEVER))
+    assert not outputs[0].any() and outputs[1].any()
+
+
+def test_micro_batches_have_the_gradient_of_the_batch(tiny, monkeypatch):
+    """Accumulating 2 or 4 micro-batches gives the gradient of the batch: they share its t, noise and label drops."""
+    gradients = []
+    spy(monkeypatch, torch.optim.AdamW, "step", lambda self, *_: gradients.append(
+        torch.cat([p.grad.flatten() for p in self.param_groups[0]["params"]])))
+    for accumulate in 1, 2, 4:
+        train(tiny(f"in{accumulate}", train__steps=3, train__accumulate=accumulate, train__label_drop=0.5,
+                   train__lr=1e-4, train__grad_clip=1e6, data__augment__p=0.5, **NEVER))
+    for step in range(3):
+        expected = gradients[step]
+        for gradient in gradients[step + 3], gradients[step + 6]:
+            assert (gradient - expected).norm() < 1e-4 * expected.norm()
+    losses = [rows(tiny(f"in{accumulate}"))[0]["loss"] for accumulate in (1, 2, 4)]
+    assert list(map(float, losses)) == pytest.approx([float(losses[0])] * 3, rel=1e-4)
+    with pytest.raises(ValueError, match="multiple of 3"):
+        train(tiny("in3", train__accumulate=3))
+
+
+def test_fp16_clips_the_gradient_itself(tiny, capsys):
+    """With a loss scale of 65536 the gradient norm that is logged, and the clipped one, are those of fp32."""
+    norms = {}
+    for precision in "fp32", "fp16":
+        cfg = tiny(precision, train__precision=precision, train__steps=1, train__grad_clip=0.01)
         train(cfg)
-    assert (Path(cfg["out"]) / "checkpoint.pt").read_bytes() == before
-    whole = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
-    (Path(cfg["out"]) / "checkpoint.pt").unlink()
-    with pytest.raises(FileExistsError, match="--resume"):
-        train(cfg)
-    train(cfg, resume=True)  # a run that was stopped before its first checkpoint begins again
-    assert "no checkpoint yet" in capsys.readouterr().out
-    assert same(whole["model"], load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")["model"])
+        moments = saved(cfg)["optimizer"]["state"].values()  # after a step: (1 - beta1) times the clipped gradient
+        norms[precision] = torch.cat([m["exp_avg"].flatten() for m in moments]).norm().item() / 0.1
+        norms[precision, "logged"] = float(rows(cfg)[0]["grad_norm"])
+    assert saved(cfg)["scaler"]["scale"] == 65536
+    assert norms["fp32", "logged"] > 0.1 and norms["fp16", "logged"] == pytest.approx(norms["fp32", "logged"], rel=0.02)
+    assert [norms["fp32"], norms["fp16"]] == pytest.approx([0.01, 0.01], rel=1e-3)
+    assert "fp16 is slow on a CPU" in capsys.readouterr().out
 
 
-def test_dry_run_writes_nothing(tiny, capsys):
-    """Checking a config would leave a half-made run behind, or not say what it would cost."""
-    cfg = tiny()
-    train(cfg, dry_run=True)
-    said = capsys.readouterr().out
-    assert not Path(cfg["out"]).exists()
-    assert "10 steps of 8 = 1.6 epochs" in said and re.search(r"[\d,]+ parameters", said)
+@pytest.mark.parametrize("precision, bound", [("bf16", 0.05), ("fp16", 0.01)])
+def test_half_precision_is_near_single(flat_root, tiny, precision, bound):
+    """The gradient in half precision is within the bound of float32's, in the Euclidean norm."""
+    x0, mask = unpack(Pairs(flat_root, "train", (16, 16)).planes[:16], 4)
+    gradients, losses = [], []
+    for name in "fp32", precision:
+        torch.manual_seed(0)
+        cfg = tiny(train__precision=name, model__hidden_dim=16)
+        model, diffusion, autocast = build(cfg, 4, torch.device("cpu"))
+        with autocast():
+            loss = diffusion.loss(model, x0, mask, *diffusion.draw(x0.shape))
+        (1024 * loss).backward()  # as GradScaler does
+        losses.append(loss.item())
+        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
+    assert losses[1] == pytest.approx(losses[0], rel=bound / 5)
+    assert (gradients[1] - gradients[0]).norm() < bound * gradients[0].norm()
 
 
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
-def test_resume_is_bit_for_bit(tiny, precision):
-    """A resumed run would drift away from the run that was never stopped."""
-    more = {"train__precision": precision, "data__augment__p": 0.5, "train__batch_size": 7}
-    train(tiny("whole", **more))
-    train(tiny("parts", **more, train__steps=5))
-    train(tiny("parts", **more), resume=True)
-    whole, parts = (load_checkpoint(Path(tiny(name)["out"]) / "checkpoint.pt") for name in ("whole", "parts"))
-    for key in LEARNED:
-        assert same(whole[key], parts[key]), key
-    logs = [list(csv.DictReader(open(Path(tiny(name)["out"]) / "log.csv"))) for name in ("whole", "parts")]
-    assert [row["val_eps"] for row in logs[0] if row["step"] == "10"] == [row["val_eps"] for row in logs[1] if row["step"] == "10"]
+def test_activation_checkpointing_computes_the_same(tiny):
+    """Computing activations again in the backward pass trains the same weights, bit for bit."""
+    for name, on in ("kept", "false"), ("again", "true"):
+        train(tiny(name, train__steps=3, train__activation_checkpointing=on, **NEVER))
+    kept, again = saved(tiny("kept")), saved(tiny("again"))
+    assert all(same(kept[key], again[key]) for key in LEARNED)
 
 
-def test_looking_does_not_change_the_run(tiny):
-    """Validation and previews would disturb the random numbers of training."""
-    train(tiny("often", train__val_every=1, train__preview_every=1))
-    train(tiny("never", train__val_every=99, train__preview_every=99))
-    often, never = (load_checkpoint(Path(tiny(name)["out"]) / "checkpoint.pt") for name in ("often", "never"))
-    assert all(same(often[key], never[key]) for key in LEARNED)
+def test_unconditional_baseline_trains(tiny):
+    """A network without a mask stem trains, validates, draws previews and goes on."""
+    train(tiny(model__conditional="false", train__steps=3, train__val_every=1, train__preview_every=3))
+    train(tiny(model__conditional="false", train__steps=4), resume=True)
+    state = saved(tiny())
+    assert state["step"] == 4 and not [key for key in state["model"] if "mask_stem" in key]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_signals_save_and_resume(tiny, number, monkeypatch):
-    """Ctrl-C, or a cluster's SIGTERM, would lose the steps since the last checkpoint."""
-    train(tiny("whole"))
-    real, calls, before = Diffusion.loss, [], signal.getsignal(signal.SIGINT)
-
-    def loss(self, *args):
-        calls.append(0)
-        if len(calls) == 3:
-            os.kill(os.getpid(), number)
-        return real(self, *args)
-
-    monkeypatch.setattr(Diffusion, "loss", loss)
-    with pytest.raises(SystemExit) as stopped:
-        train(tiny("parts", train__save_every=99))
-    path = Path(tiny("parts")["out"]) / "checkpoint.pt"
-    assert stopped.value.code == 128 + number and load_checkpoint(path)["step"] == 3
-    assert signal.getsignal(signal.SIGINT) is before
-    train(tiny("parts"), resume=True)
-    whole, parts = load_checkpoint(Path(tiny("whole")["out"]) / "checkpoint.pt"), load_checkpoint(path)
-    assert all(same(whole[key], parts[key]) for key in LEARNED)
-
-
-def test_rows_past_the_checkpoint_are_not_logged_twice(tiny):
-    """After a crash the log would hold steps that were thrown away."""
-    cfg = tiny("crashed", train__steps=5)
+def test_a_trained_model_obeys_its_mask(tiny):
+    """From data to image: 95 % of the pixels of samples have the look of their mask's class, on masks never seen."""
+    cfg = tiny(train__steps=160, train__lr=0.003, train__warmup=10, train__batch_size=16, model__hidden_dim=16, **NEVER)
     train(cfg)
-    log = Path(cfg["out"]) / "log.csv"
-    log.write_text(log.read_text() + "6,1,1,1,1,1,,,,,,,\n")
-    train(tiny("crashed"), resume=True)
-    assert [row["step"] for row in csv.DictReader(open(log))] == ["2", "4", "5", "6", "8", "10"]
-
-
-def test_resume_refuses_another_network(tiny):
-    """Weights would be poured into a network that they do not fit."""
-    train(tiny(train__steps=2))
-    with pytest.raises(ValueError, match="model.hidden_dim was 8, is 16"):
-        train(tiny(model__hidden_dim=16), resume=True)
-    with pytest.raises(FileNotFoundError, match="no such checkpoint"):
-        train(tiny("other"), resume=True)
-    path = Path(tiny()["out"]) / "checkpoint.pt"
-    state = load_checkpoint(path)
-    state["colorbook"] = dict(reversed(state["colorbook"].items()))  # the same classes, but not the same ids
-    save_checkpoint(path, state)
-    with pytest.raises(ValueError, match="another colorbook"):
-        train(tiny(), resume=True)
+    model, diffusion, _ = build(cfg, 4, torch.device("cpu"))
+    model.load_state_dict(saved(cfg)["ema"])
+    truth = torch.stack([torch.from_numpy(flat_scene(seed)[1]) for seed in range(900, 908)])
+    eps_fn = guided_eps(model, diffusion, one_hot(truth, 4), guidance=1.0)
+    x = sample(eps_fn, noise_like_seeds(range(8), (3, 16, 16)), diffusion.alpha_bar, steps=10)
+    looks = torch.from_numpy(LOOKS).float() / 127.5 - 1
+    nearest = (x[:, None] - looks[None, :, :, None, None]).square().sum(2).argmin(1)
+    assert (nearest == truth).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])
 def test_non_finite_loss_keeps_the_last_good_checkpoint(tiny, monkeypatch, precision):
-    """A run that diverged would save its broken weights over the good ones."""
+    """A run that diverges stops, names the step, and leaves the weights that it saved before."""
     real, calls = Diffusion.loss, []
 
     def loss(self, *args):
@@ -248,176 +208,416 @@ def test_non_finite_loss_keeps_the_last_good_checkpoint(tiny, monkeypatch, preci
 
     monkeypatch.setattr(Diffusion, "loss", loss)
     cfg = tiny(train__precision=precision)
-    with pytest.raises(ValueError, match="not finite.*last good"):
+    with pytest.raises(ValueError, match="step 8.*not finite.*last good"):
         train(cfg)
-    state = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
+    state = saved(cfg)
     assert state["step"] == 5 and all(w.isfinite().all() for w in state["model"].values())
 
 
+# -------------------------------------------------------------------------------------- looking at the network
+
+
+def test_looking_does_not_change_the_run(tiny):
+    """Validation and previews leave the random numbers of training alone."""
+    train(tiny("often", train__steps=6, train__val_every=1, train__preview_every=2))
+    train(tiny("never", train__steps=6, **NEVER))
+    often, never = saved(tiny("often")), saved(tiny("never"))
+    assert all(same(often[key], never[key]) for key in LEARNED)
+
+
+def test_intervals(tiny, monkeypatch):
+    """Logging, validation, previews and checkpoints keep intervals of their own, and all come at the last step."""
+    steps = []
+    spy(monkeypatch, train_module, "save_checkpoint", lambda path, state: steps.append(state["step"]))
+    cfg = tiny(train__steps=13, train__log_every=5, train__val_every=4, train__preview_every=6, train__save_every=3)
+    train(cfg)
+    assert steps == [3, 6, 9, 12, 13]
+    assert [row["step"] for row in rows(cfg)] == ["4", "5", "8", "10", "12", "13"]
+    assert [row["step"] for row in rows(cfg) if row["val_loss"]] == ["4", "8", "12", "13"]
+    previews = sorted(path.name for path in (Path(cfg["out"]) / "previews").iterdir())
+    assert previews == ["0000006.png", "0000012.png", "0000013.png"]
+
+
+def test_validation_and_previews_are_of_the_ema_and_the_right_split(tiny, flat_root, monkeypatch):
+    """val_eps, val_loss and previews come from the EMA, val_eps_raw from the raw weights; all see data.val's masks."""
+    masks, real = [], UNet.forward
+
+    def forward(self, x, t, mask=None, **kwargs):
+        if not torch.is_grad_enabled() and mask is not None:  # validation; a preview hands over features
+            masks.append(mask)
+        return real(self, x, t, mask, **kwargs)
+
+    monkeypatch.setattr(UNet, "forward", forward)
+    cfg = tiny(data__val="test", diffusion__T=30, train__lr=0.02, train__warmup=1, train__ema=0.5, train__steps=12,
+               train__previews=3, train__batch_size=4, sample__guidance=2.5, **NEVER)
+    train(cfg)
+    pairs, state = Pairs(flat_root, "test", (16, 16)), saved(cfg)
+    x0, expected_masks = unpack(pairs.planes, 4)
+    assert torch.equal(torch.cat(masks), torch.cat([expected_masks, expected_masks]))  # for the EMA, then the raw ones
+
+    model, diffusion, autocast = build(cfg, 4, torch.device("cpu"))
+    errors, images = {}, {}
+    for weights in "ema", "model":
+        model.load_state_dict(state[weights])
+        errors[weights] = validate(model, diffusion, pairs, 256, 4, torch.device("cpu"), autocast)
+        for guidance in 2.5, 1.0:
+            eps_fn = guided_eps(model, diffusion, expected_masks[[0, 2, 4]], guidance)
+            x = sample(eps_fn, noise_like_seeds(range(3), (3, 16, 16)), diffusion.alpha_bar, "dpm_solver", 20)
+            images[weights, guidance] = to_uint8(x)
+    row = rows(cfg)[-1]
+    loss, quarters, eps = errors["ema"]
+    logged = [float(row[key]) for key in ("val_loss", *train_module.QUARTERS, "val_eps", "val_eps_raw")]
+    assert logged == pytest.approx([loss, *quarters, eps, errors["model"][2]], rel=1e-4)
+    assert row["val_eps"] != row["val_eps_raw"] and row["val_eps"] != row["val_loss"]
+
+    sheet = np.array(Image.open(Path(cfg["out"]) / "previews" / "0000012.png"))[4::, 4::]
+    cells = [[sheet[132 * r : 132 * r + 128 : 8, 132 * c : 132 * c + 128 : 8] for c in range(3)] for r in range(3)]
+    planes = pairs.planes[[0, 2, 4]].numpy()
+    colours = np.array(list(pairs.colorbook.classes.values()), np.uint8)
+    assert np.array_equal(cells[0], colours[planes[:, 3]])
+    assert np.array_equal(cells[1], planes[:, :3].transpose(0, 2, 3, 1))
+    assert np.array_equal(cells[2], images["ema", 2.5])
+    assert not any(np.array_equal(cells[2], images[other]) for other in images if other != ("ema", 2.5))
+
+
+class Rising(torch.nn.Module):
+    """Predicts an eps that is 0, 1, 2, 3 in the four quarters of T = 1000: mean squared errors of 1, 2, 5, 10."""
+
+    num_classes = 4
+
+    def forward(self, x, t, mask, keep=None):
+        return torch.zeros_like(x) + (t // 250)[:, None, None, None]
+
+
+def test_validation_by_quarters_of_t(flat_root):
+    """Each quarter of t has its own mean, all the same for any batch size, and again when repeated."""
+    def look(count, batch_size):
+        autocast = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
+        return validate(Rising(), Diffusion(), pairs, count, batch_size, torch.device("cpu"), autocast)
+
+    pairs = Pairs(flat_root, "train", (16, 16))
+    loss, quarters, eps = look(48, 16)
+    assert quarters == pytest.approx([1, 2, 5, 10], rel=0.03) and loss == eps == pytest.approx(4.5, rel=0.03)
+    assert look(48, 16) == (loss, quarters, eps)
+    assert look(48, 7)[0] == pytest.approx(loss, abs=1e-5)
+    quarters = look(3, 16)[1]  # of t = 166, 500 and 833
+    assert math.isnan(quarters[1]) and [quarters[i] for i in (0, 2, 3)] == pytest.approx([1, 5, 10], rel=0.2)
+
+
+# ---------------------------------------------------------------------------------------------- files of a run
+
+
+def test_run_leaves_what_the_readme_names(tiny):
+    """A run leaves its log, previews, checkpoint and config, and all numbers in them are finite."""
+    cfg = tiny()
+    train(cfg)
+    out, state = Path(cfg["out"]), saved(cfg)
+    assert [row["step"] for row in rows(cfg)] == ["2", "4", "5", "6", "8", "10"]
+    assert all(math.isfinite(float(value)) for row in rows(cfg) for value in row.values() if value)
+    assert [row["epoch"] for row in rows(cfg)] == ["0.32", "0.64", "0.8", "0.96", "1.28", "1.6"]  # 8 of 50 a step
+    assert (out / "previews" / "0000010.png").exists() and load_config(out / "config.yaml") == cfg
+    assert (state["step"], state["images"], state["config"]) == (10, 80, cfg)
+    assert list(state["colorbook"]) == ["road", "sky", "car", "person"]
+
+
+def test_the_log_has_plain_lines_and_empty_cells(tiny):
+    """Lines end in a line feed alone, and a quarter of t without a pair, of 3 in all, is an empty cell."""
+    cfg = tiny(train__val_pairs=3)
+    train(cfg)
+    train(tiny(train__val_pairs=3, train__steps=12), resume=True)
+    text = (Path(cfg["out"]) / "log.csv").read_bytes()
+    assert b"\r" not in text and b"nan" not in text and text.endswith(b"\n")
+    assert text.splitlines()[0] == (b"step,epoch,seconds,images_per_s,loss,grad_norm,val_loss,"
+                                    b"val_loss_q1,val_loss_q2,val_loss_q3,val_loss_q4,val_eps,val_eps_raw")
+    looked = [row for row in rows(cfg) if row["val_loss"]]
+    assert [row["step"] for row in looked] == ["5", "10", "12"]
+    assert all(row["val_loss_q2"] == "" and row["val_loss_q1"] and row["val_loss_q4"] for row in looked)
+
+
+def test_images_per_s_is_of_training_alone(tiny, monkeypatch):
+    """Where a step of 8 images takes 1 s, and validation, previews and saving 1000 s each, they are 8 a second."""
+    clock = [0.0]
+    monkeypatch.setattr(train_module, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    spy(monkeypatch, torch.optim.AdamW, "step", lambda *_: clock.append(clock.pop() + 1))
+    for name in "validate", "preview", "save_checkpoint":
+        spy(monkeypatch, train_module, name, lambda *_: clock.append(clock.pop() + 1000))
+    train(tiny(train__steps=7, train__val_every=3, train__save_every=4, train__preview_every=5))
+    assert [row["images_per_s"] for row in rows(tiny())] == ["8"] * 5  # steps 2, 3, 4, 6, 7
+    assert [float(row["seconds"]) for row in rows(tiny())] == [2, 3, 2004, 4006, 6007]  # all that passed
+    train(tiny(train__steps=9, train__val_every=9), resume=True)
+    assert [row["images_per_s"] for row in rows(tiny())[5:]] == ["8"] * 2
+    assert [float(row["seconds"]) for row in rows(tiny())[5:]] == [6008, 6009]  # without what came after its last row
+
+
 def test_missing_data_names_the_remedy(tiny):
-    """A newcomer would not learn how to prepare a data set."""
-    with pytest.raises(ValueError, match="no such folder. Prepare"):
+    """Data that do not exist, or are not named, end in a message that says how to get them."""
+    with pytest.raises(ValueError, match="/nowhere/prepared.*Prepare the data"):
         train(tiny(data__root="/nowhere/prepared"))
+    with pytest.raises(ValueError, match="--set data.root=.*--preset"):
+        train(tiny(data__root=""))
 
 
-# --------------------------------------------------------------------------------------------- checkpoints
+def occupied(out):
+    out.mkdir()
+    (out / "log.csv").write_text("step\n")
+    return out
 
 
-def test_checkpoint_is_written_whole_or_not_at_all(tmp_path, monkeypatch):
-    """A full disk or a kill while saving would destroy the only checkpoint."""
-    path = tmp_path / "checkpoint.pt"
-    save_checkpoint(path, {"good": 1})
-    monkeypatch.setattr(os, "fsync", lambda _: (_ for _ in ()).throw(OSError("disk full")))
-    with pytest.raises(OSError, match="disk full"):
-        save_checkpoint(path, {"good": 2})
-    assert torch.load(path, weights_only=True) == {"good": 1}
+REFUSED = {  # what a run is refused for, before it reads data: how the folder is made so, and words of the message
+    "an existing run": (lambda out, _: occupied(out), "this run exists.*--resume"),
+    "a full disk": (lambda out, monkeypatch: monkeypatch.setattr(
+        shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6)), "0.0 GiB free.*--set out="),
+    "a file in its place": (lambda out, _: out.write_text("mine"), "run.*cannot be written.*--set out="),
+    "a folder below a file": (lambda out, _: out.parent.joinpath("file").write_text("mine"), "cannot be written"),
+    "no permission": (lambda _, monkeypatch: monkeypatch.setattr(os, "access", lambda *_: False), "cannot be written"),
+}
 
 
-@pytest.mark.parametrize("damage", ["truncated", "gone", "empty"])
-def test_a_damaged_checkpoint_gives_way_to_the_one_before(tiny, damage, capsys):
-    """A broken disk or a stray rm would cost the whole run, and not only the steps since the last save."""
-    train(tiny("whole"))
-    path = Path(tiny("whole")["out"]) / "checkpoint.pt"
-    whole = load_checkpoint(path)
-    path.unlink() if damage == "gone" else os.truncate(path, 0 if damage == "empty" else path.stat().st_size // 2)
-    train(tiny("whole"), resume=True)
-    assert "used instead, step 5" in capsys.readouterr().out
-    assert all(same(whole[key], load_checkpoint(path)[key]) for key in LEARNED)
+@pytest.mark.parametrize("dry_run", [True, False])
+@pytest.mark.parametrize("reason", REFUSED)
+def test_what_would_fail_later_is_refused_before_data_are_read(tiny, tmp_path, monkeypatch, reason, dry_run):
+    """An existing run, a full disk and a folder that cannot be written end a run, dry or real, before data are read."""
+    spoil, words = REFUSED[reason]
+    cfg = tiny("file/run" if reason == "a folder below a file" else "run")
+    spoil(tmp_path / "run", monkeypatch)
+    before = files(tmp_path)
+    monkeypatch.setattr(train_module, "Pairs", lambda *_: pytest.fail("data were read"))
+    with pytest.raises((ValueError, OSError), match=words):
+        train(cfg, dry_run=dry_run)
+    assert files(tmp_path) == before
 
 
-def test_checkpoints_cannot_run_code(tmp_path):
-    """A checkpoint from the internet could run anything."""
-
-    class Evil:
-        def __reduce__(self):
-            return (os.system, (f"touch {tmp_path / 'pwned'}",))
-
-    (tmp_path / "evil.pt").write_bytes(pickle.dumps(Evil()))
-    torch.save({"model": Evil()}, tmp_path / "evil2.pt")
-    (tmp_path / "text.pt").write_text("no checkpoint")
-    torch.save([1], tmp_path / "list.pt")
-    for name in ("evil.pt", "evil2.pt", "text.pt", "list.pt"):
-        with pytest.raises(ValueError, match=name):
-            load_checkpoint(tmp_path / name)
-    assert not (tmp_path / "pwned").exists()
+def test_dry_run_reads_all_and_writes_nothing(tiny, flat_root, tmp_path, capsys):
+    """A dry run reports parameters and epochs, and finds a bad pair; nothing in any folder changes."""
+    root = tmp_path / "data"
+    shutil.copytree(flat_root, root)
+    cfg, before = tiny(data__root=root, data__memory_gb=0), files(tmp_path)  # a run would write a map of its data
+    train(cfg, dry_run=True)
+    printed = capsys.readouterr().out
+    assert files(tmp_path) == before
+    assert "50 pairs, which is 1.6 epochs" in printed and "349,331 parameters" in printed
+    (root / "train" / "images" / "flat_7.png").write_bytes(b"no image")
+    with pytest.raises(ValueError, match="flat_7.png"):
+        train(cfg, dry_run=True)
 
 
-# ------------------------------------------------------------------------------------------------- learning
+def test_dry_run_draws_no_toy_scenes(tiny, tmp_path, monkeypatch, capsys):
+    """Toy scenes that are missing are named and not drawn; a real run draws them in the size of the config."""
+    monkeypatch.setattr("data.toy.prepare.prepare", lambda root, size: pytest.fail(f"{root} drawn in {size}"))
+    cfg = tiny(data__root=tmp_path / "toy" / "prepared", data__size=[16, 24])
+    train(cfg, dry_run=True)
+    assert not list(tmp_path.iterdir()) and str(tmp_path / "toy" / "prepared") in capsys.readouterr().out
+    with pytest.raises(pytest.fail.Exception, match=r"toy/prepared drawn in \(16, 24\)"):
+        train(cfg)
 
 
-def test_ema_is_the_average_that_it_says(tiny, monkeypatch):
-    """The averaged weights would lag behind, or average something else."""
-    seen = []
-    real = torch.amp.GradScaler.update
-    models = []
-    monkeypatch.setattr(train_module, "build", lambda *a, f=build: models.append(f(*a)) or models[-1])
-    monkeypatch.setattr(torch.amp.GradScaler, "update", lambda self: (
-        real(self), seen.append(models[0][0].out.weight.detach().clone()))[0])
-    copies, real_copy = [], copy.deepcopy
-    monkeypatch.setattr(copy, "deepcopy", lambda x: copies.append(real_copy(x)) or copies[-1])
-    train(tiny(train__steps=6, train__ema=0.4))
-    assert not any(p.requires_grad for p in copies[0].parameters())  # or every step would be remembered
-    expected = torch.zeros_like(seen[0])  # which the last layer begins with
-    for n, weight in enumerate(seen, start=1):
-        decay = min(0.4, (1 + n) / (10 + n))
-        expected = decay * expected + (1 - decay) * weight
-    assert torch.allclose(load_checkpoint(Path(tiny()["out"]) / "checkpoint.pt")["ema"]["out.weight"], expected, atol=1e-7)
+# ---------------------------------------------------------------------------------------------- stop and go on
 
 
-def test_learning_rate_rises_and_falls(tiny, monkeypatch):
-    """The learning rate would not warm up, not hold, or not fall with the root of the step."""
-    rates, real = [], torch.optim.AdamW.step
-    monkeypatch.setattr(torch.optim.AdamW, "step", lambda self, *a: (rates.append(self.param_groups[0]["lr"]), real(self, *a))[1])
-    train(tiny(train__steps=9, train__lr=0.3, train__warmup=3, train__hold=4))
-    assert rates == pytest.approx([0.1, 0.2, 0.3, 0.3, *(0.3 * (4 / n) ** 0.5 for n in range(5, 10))])
-
-
-@pytest.mark.parametrize("precision, bound", [("bf16", 0.05), ("fp16", 0.01)])
-def test_half_precision_is_near_single(flat_root, tiny, precision, bound):
-    """Half precision would train another network: its gradient is within the bound of float32's, in the Euclidean norm."""
-    x0, mask = unpack(Pairs(flat_root, "train", (16, 16)).planes[:16], 4)
-    gradients, losses = [], []
-    for name in "fp32", precision:
-        torch.manual_seed(0)
-        model, diffusion, autocast = build(tiny(train__precision=name, model__hidden_dim=16), 4, torch.device("cpu"))
-        with autocast():
-            loss = diffusion.loss(model, x0, mask)
-        (1024 * loss).backward()  # as GradScaler does
-        losses.append(loss.item())
-        gradients.append(torch.cat([p.grad.flatten() for p in model.parameters()]))
-    assert losses[1] == pytest.approx(losses[0], rel=bound / 5)
-    assert (gradients[1] - gradients[0]).norm() < bound * gradients[0].norm()
-
-
-def test_accumulated_parts_make_the_same_step(tiny, monkeypatch):
-    """Working through a batch in parts would make another step than the whole batch does."""
-    def loss(self, model, x0, mask, *_):  # the same for a picture wherever it stands
-        t = torch.arange(len(x0)) * 0 + 500
-        return self.errors(model, x0, mask, t, x0.flip(-2), None)[0].mean()
-
-    monkeypatch.setattr(Diffusion, "loss", loss)
-    for parts in 1, 4:
-        train(tiny(f"in{parts}", train__steps=3, train__accumulate=parts))
-    a, b = (load_checkpoint(Path(tiny(f"in{parts}")["out"]) / "checkpoint.pt") for parts in (1, 4))
-    assert all(torch.allclose(a["model"][key], b["model"][key], atol=1e-5) for key in a["model"])
-    with pytest.raises(ValueError, match="multiple of 3"):
-        train(tiny("in3", train__accumulate=3))
-
-
-def test_activation_checkpointing_computes_the_same(tiny):
-    """Saving memory would change the training."""
-    for name, on in ("kept", "false"), ("again", "true"):
-        train(tiny(name, train__steps=3, train__activation_checkpointing=on))
-    a, b = (load_checkpoint(Path(tiny(name)["out"]) / "checkpoint.pt") for name in ("kept", "again"))
-    assert all(same(a[key], b[key]) for key in LEARNED)
-
-
-def test_validation_is_repeatable_and_reports_eps(flat_root):
-    """Two validation losses could not be compared, or the error on eps would be another quantity."""
-    diffusion, pairs = Diffusion(), Pairs(flat_root, "val", (16, 16))
-
-    class Zero(torch.nn.Module):  # predicts 0, whose mean squared error on the noise is 1
-        num_classes = 4
-
-        def forward(self, x, t, mask, keep=None):
-            return torch.zeros_like(x)
-
-    autocast = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
-    args = Zero(), diffusion, pairs, 10, 4, 4, torch.device("cpu"), autocast
-    loss, bins, eps = validate(*args)
-    assert validate(*args) == (loss, bins, eps) and eps == loss == pytest.approx(1, abs=0.05)
-    assert validate(*args[:5], 3, *args[6:])[0] == pytest.approx(loss, abs=1e-6)  # whatever the batch
-
-
-def test_unconditional_baseline_trains(tiny):
-    """The thesis's baseline, a network without a mask stem, could not be trained."""
-    cfg = tiny(model__conditional="false", train__steps=4, train__preview_every=4)
+def test_existing_run_is_not_overwritten(tiny, capsys):
+    """A second call is refused, and so is one after the checkpoint was deleted; --resume begins such a run again."""
+    cfg = tiny(train__steps=2)
     train(cfg)
-    state = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
-    assert not [key for key in state["model"] if "mask_stem" in key]
+    before, path = files(Path(cfg["out"])), Path(cfg["out"]) / "checkpoint.pt"
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(cfg)
+    assert files(Path(cfg["out"])) == before
+    first = saved(cfg)
+    path.unlink()
+    with pytest.raises(FileExistsError, match="--resume"):
+        train(cfg)
+    train(cfg, resume=True)
+    assert "no checkpoint yet" in capsys.readouterr().out
+    assert same(first["model"], saved(cfg)["model"])
 
 
-def test_a_trained_model_obeys_its_mask(tiny):
-    """The whole path, data to picture, would not do what it is for."""
-    never = {f"train__{name}_every": 999 for name in ("val", "preview", "save")}
-    cfg = tiny(train__steps=160, train__lr=0.003, train__warmup=10, train__batch_size=16, model__hidden_dim=16, **never)
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+def test_resume_is_bit_for_bit(tiny, precision):
+    """A run that is stopped and resumed in the middle of an epoch ends as one that never stopped."""
+    settings = {"train__precision": precision, "data__augment__p": 0.5, "train__batch_size": 7, **NEVER}
+    train(tiny("straight", **settings, train__steps=6))
+    train(tiny("resumed", **settings, train__steps=3))
+    train(tiny("resumed", **settings, train__steps=6), resume=True)
+    straight, resumed = saved(tiny("straight")), saved(tiny("resumed"))
+    for key in LEARNED:
+        assert same(straight[key], resumed[key]), key
+    assert straight["step"] == 6 and not same(straight["model"], straight["ema"])
+    assert rows(tiny("straight"))[-1]["val_eps"] == rows(tiny("resumed"))[-1]["val_eps"]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_signals_save_and_resume(tiny, number, monkeypatch):
+    """Ctrl-C and SIGTERM end the run after the step, saved; the next signal has its own handler; nothing is lost."""
+    train(tiny("straight", **NEVER))
+    calls, handlers, before = [], [], signal.getsignal(number)
+
+    def stop(*_):
+        calls.append(0)
+        if len(calls) == 3:
+            os.kill(os.getpid(), number)
+            handlers.append(signal.getsignal(number))
+
+    with monkeypatch.context() as patch:
+        spy(patch, Diffusion, "loss", stop)
+        with pytest.raises(SystemExit) as stopped:
+            train(tiny("stopped", **NEVER))
+    assert stopped.value.code == 128 + number and saved(tiny("stopped"))["step"] == len(calls) == 3
+    assert handlers == [signal.SIG_DFL] and signal.getsignal(number) is before
+    train(tiny("stopped", **NEVER), resume=True)
+    straight, resumed = saved(tiny("straight")), saved(tiny("stopped"))
+    assert all(same(straight[key], resumed[key]) for key in LEARNED)
+
+
+def test_the_loaded_checkpoint_leaves_the_memory(tiny, monkeypatch):
+    """While a resumed run trains, the weights of the checkpoint are held by the network alone."""
+    train(tiny(train__steps=2, **NEVER))
+    loaded, alive, real = [], [], checkpoint_module.load_checkpoint
+
+    def load(path):
+        state = real(path)
+        loaded.extend(weakref.ref(state[key]["out.weight"]) for key in ("model", "ema"))
+        return state
+
+    monkeypatch.setattr(checkpoint_module, "load_checkpoint", load)
+    spy(monkeypatch, Diffusion, "loss", lambda *_: alive.append([tensor() is not None for tensor in loaded]))
+    train(tiny(train__steps=3, **NEVER), resume=True)
+    assert alive == [[False, False]]
+
+
+def test_rows_past_the_checkpoint_are_logged_once(tiny):
+    """Rows after the checkpoint, whose steps are made again, and a row that was cut short leave the log."""
+    cfg = tiny(train__steps=5)
     train(cfg)
-    state = load_checkpoint(Path(cfg["out"]) / "checkpoint.pt")
-    model, diffusion, _ = build(cfg, 4, torch.device("cpu"))
-    model.load_state_dict(state["ema"])
-    truth = torch.stack([torch.from_numpy(flat_scene(seed)[1]) for seed in range(900, 908)])  # none of them trained on
-    eps_fn = guided_eps(model, diffusion, one_hot(truth, 4), guidance=1.0)
-    x = sample(eps_fn, noise_like_seeds(range(8), (3, 16, 16)), diffusion.alpha_bar, steps=10)
-    looks = torch.from_numpy(LOOKS).float() / 127.5 - 1
-    nearest = (x[:, None] - looks[None, :, :, None, None]).square().sum(2).argmin(1)
-    assert (nearest == truth).float().mean() > 0.95
+    with open(Path(cfg["out"]) / "log.csv", "a") as file:
+        file.write("6,1,1,1,1,1,,,,,,,\n1")  # the second one was to be step 10
+    train(tiny(), resume=True)
+    assert [row["step"] for row in rows(cfg)] == ["2", "4", "5", "6", "8", "10"]
 
 
-def test_command_line(tiny, tmp_path):
-    """`python train.py --config ...` would not run, or a user's mistake would end in a traceback or exit code 0."""
+def test_resume_refuses_another_task(tiny, flat_root, tmp_path):
+    """Another network, diffusion or colorbook is refused by name, and the run's folder stays as it was."""
+    train(tiny(train__steps=2))
+    folder = Path(tiny()["out"])
+    before = files(folder)
+    for setting, words in (("model__hidden_dim=16", "model.hidden_dim was 8, is 16"),
+                           ("diffusion__T=500", "diffusion.T was 1000, is 500"),
+                           ("diffusion__prediction=eps", "diffusion.prediction was v, is eps")):
+        key, value = setting.split("=")
+        with pytest.raises(ValueError, match=words):
+            train(tiny(**{key: value}), resume=True)
+    root, colorbook = tmp_path / "renamed", Colorbook.load(flat_root / "colorbook.json")
+    shutil.copytree(flat_root, root)
+    Colorbook(dict(reversed(colorbook.classes.items()))).save(root / "colorbook.json")
+    with pytest.raises(ValueError, match="another network or colorbook: class .*road.* was there, is .*person"):
+        train(tiny(data__root=root), resume=True)
+    assert files(folder) == before
+    with pytest.raises(FileNotFoundError, match="other: no such run"):
+        train(tiny("other"), resume=True)
+
+
+def hold(cfg):
+    sys.stdout = sys.stderr = open(os.devnull, "w")
+    train(cfg)
+
+
+def test_one_training_at_a_time_in_a_folder(tiny):
+    """While a run trains a second one in its folder is refused; after SIGKILL the folder is free at once."""
+    cfg = tiny(train__steps=10**6, train__save_every=2, train__preview_every=10**6, train__val_every=10**6)
+    first = multiprocessing.get_context("fork").Process(target=hold, args=(cfg,))
+    first.start()
+    path, until = Path(cfg["out"]) / "checkpoint.pt", time.monotonic() + 60
+    while not path.exists() and time.monotonic() < until:
+        time.sleep(0.05)
+    with pytest.raises(OSError, match="another training"):
+        train(cfg, resume=True)
+    assert first.is_alive()
+    first.kill()
+    first.join()
+    step = saved(cfg)["step"]
+    train(tiny(train__steps=step + 1, **NEVER), resume=True)
+    assert saved(cfg)["step"] == step + 1
+
+
+# ---------------------------------------------------------------------------------------------- the command line
+
+
+def test_resume_alone_goes_on_with_the_settings_of_the_run(tiny, tmp_path, monkeypatch, capsys):
+    """`--resume RUN` needs nothing else; --set changes what it names, another --config nothing; both are printed."""
+    cfg = tiny("my run #2", train__steps=3, train__lr=0.0007, seed=9, data__flip=0.25, train__batch_size=5, **NEVER)
+    monkeypatch.chdir(tmp_path)
+    Path("my.yaml").write_text(yaml.safe_dump(cfg | {"out": "my run #2"}))
+    run = Path("my run #2")
+    command_line(monkeypatch, "--config", "my.yaml")
+    first = yaml.safe_load((run / "config.yaml").read_text())
+    assert first == cfg | {"out": "my run #2"}
+
+    Path("my.yaml").write_text("train: {lr: 0.9, steps: 50}\ndata: {size: [64, 64], root: elsewhere}\n")
+    capsys.readouterr()
+    command_line(monkeypatch, "--resume", "my run #2/", "--set", "train.steps=5", "--set", "data.size=[24,16]",
+                 "--config", "my.yaml")
+    printed = capsys.readouterr().out.splitlines()
+    second = yaml.safe_load((run / "config.yaml").read_text())
+    expected = first | {"train": first["train"] | {"steps": 5}, "data": first["data"] | {"size": [24, 16]}}
+    assert second == expected == saved(second)["config"]
+    assert [line for line in printed if line.startswith("resuming")] == [
+        "resuming: data.size was [16, 16], is [24, 16]", "resuming: train.steps was 3, is 5"]
+    kept = [line for line in printed if line.startswith("kept from the run")]
+    assert any("train.lr 0.0007" in line and "0.9" in line for line in kept)
+    assert any("data.root" in line and "elsewhere" in line for line in kept)
+    assert not any("train.steps" in line or "data.size" in line for line in kept)  # which --set names
+
+    command_line(monkeypatch, "--resume", "my run #2")
+    assert "already" in capsys.readouterr().out
+    assert yaml.safe_load((run / "config.yaml").read_text()) == second
+
+
+@pytest.mark.parametrize("arguments, words", [
+    (["--resume", "tpyo"], "tpyo.*no such run"),
+    (["--resume", "run", "--set", "out=other"], "out.*--resume"),
+])
+def test_resume_of_what_is_no_run(tiny, tmp_path, monkeypatch, arguments, words):
+    """A folder that is no run, or two folders at once, are refused with a line that names them."""
+    train(tiny(train__steps=2, **NEVER))
+    before = files(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(SystemExit, match=f"^error: .*{words}"):
+        command_line(monkeypatch, *arguments)
+    assert files(tmp_path) == before
+
+
+def test_another_batch_size_goes_on_within_the_epoch(tiny, flat_root, monkeypatch):
+    """3 batches of 7, then 1 of 29, are every image of the epoch once; log and progress bar count images."""
+    seen, bars, real = [], [], train_module.tqdm
+    settings = {"data__flip": 0, **NEVER}
+    train(tiny("other", **settings, train__steps=1, train__batch_size=50))
+
+    def new_bar(*args, **kwargs):
+        bars.append(real(*args, **kwargs))
+        return bars[-1]
+
+    monkeypatch.setattr(train_module, "tqdm", new_bar)
+    spy(monkeypatch, train_module, "unpack", lambda planes, _: seen.extend(planes) if torch.is_grad_enabled() else None)
+    train(tiny(**settings, train__steps=3, train__batch_size=7))
+    train(tiny(**settings, train__steps=4, train__batch_size=29), resume=True)
+    pairs = Pairs(flat_root, "train", (16, 16))
+    assert sorted(planes.numpy().tobytes() for planes in seen) == sorted(
+        planes.numpy().tobytes() for planes in pairs.planes)
+    assert [row["epoch"] for row in rows(tiny())] == ["0.42", "1"]
+    assert [(bar.initial, bar.n, bar.total, bar.unit) for bar in bars] == [(0, 21, 21, "img"), (21, 50, 50, "img")]
+    assert saved(tiny())["images"] == 50
+
+
+def test_command_line(tiny, tmp_path, monkeypatch, capsys):
+    """Config, preset and --set reach the run, from any folder; a mistake of the user is one line and exit code 1."""
     config = tmp_path / "my.yaml"
-    config.write_text(yaml.safe_dump(tiny(train__steps=2)))
-    good = subprocess.run([sys.executable, "train.py", "--config", config], capture_output=True, text=True)
-    assert good.returncode == 0, good.stderr
-    bad = subprocess.run([sys.executable, "train.py", "--config", config], capture_output=True, text=True)
-    assert bad.returncode == 1 and bad.stderr.startswith("error: ") and "--resume" in bad.stderr
+    config.write_text(yaml.safe_dump(tiny(train__lr=0.0123, **NEVER)))
+    monkeypatch.chdir(tmp_path)
+    arguments = ["--config", config, "--preset", "toy", "--set", "train.steps=1", "--set", "data.flip=0.125"]
+    command_line(monkeypatch, *arguments, "--dry-run")
+    assert not (tmp_path / "run").exists()
+    command_line(monkeypatch, *arguments)
+    settings = load_config(tmp_path / "run" / "config.yaml")
+    assert [settings["train"]["lr"], settings["train"]["steps"], settings["data"]["flip"]] == [0.0123, 1, 0.125]
+    assert "next: python sample.py --checkpoint" in capsys.readouterr().out
+    with pytest.raises(SystemExit, match="^error: .*--resume"):
+        command_line(monkeypatch, *arguments)
