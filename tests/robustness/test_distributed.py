@@ -41,7 +41,7 @@ def in_two_processes(run, *args):
     for each in processes:
         each.start()
     for each in processes:
-        each.join(60)
+        each.join(120)
         each.kill()  # one that hangs has no exit code of its own
     return [each.exitcode for each in processes]
 
