@@ -58,7 +58,7 @@ SETTINGS = {  # every key of config.yaml: its type, what is expected in words, a
     "sample.mask": TEXT, "sample.n": whole(), "sample.sampler": one_of("dpm_solver", "plms", "ddim", "ddpm"),
     "sample.steps": whole(), "sample.eta": SHARE, "sample.guidance": real(0, 1000),
     "sample.guidance_interval": INTERVAL, "sample.one_batch": FLAG, "sample.seed": SEED,
-    "sample.batch_size": whole(1, 65_536), "sample.precision": one_of("auto", *PRECISIONS), "sample.compile": FLAG,
+    "sample.batch_size": whole(1, 65_536), "sample.precision": one_of("auto", *PRECISIONS),
     "sample.out": NAME,
 }
 
@@ -165,9 +165,11 @@ def load_config(path=None, preset=None, overrides=(), base=None):
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}: without the preset {name!r} of {path} (--preset {name} asks for it)")
         name = ""
+    layers = [(path, own), (f"{PROJECT}, preset {name}", base_presets.get(name, {}))]
+    if not preset:
+        layers.reverse()  # a preset that only the file names lies under the file's own settings
     settings = {}
-    for where, layer in ((PROJECT, start), (f"{PROJECT}, preset {name}", base_presets.get(name, {})),
-                         (path, own), (f"{path}, preset {name}", own_presets.get(name, {}))):
+    for where, layer in [(PROJECT, start), *layers, (f"{path}, preset {name}", own_presets.get(name, {}))]:
         settings |= {key: checked(key, value, where) for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()
     if missing:

@@ -63,8 +63,8 @@ def resolve(args):
     if args.unconditional is not None:
         if args.unconditional < 1:
             raise ValueError(f"--unconditional {args.unconditional}: expected how many images to make, 1 or more")
-        if args.mask or args.guidance:
-            raise ValueError("--unconditional makes images without a mask: leave --mask and --guidance out")
+        if args.mask or args.guidance or args.n:
+            raise ValueError("--unconditional N makes N images without a mask: leave out --mask, --guidance and --n")
         s["guidances"] = [0.0]
     elif not state["config"]["model"]["conditional"]:
         raise ValueError(f"{state['path']} was trained without masks (model.conditional: false): use --unconditional N")
@@ -116,42 +116,40 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
         while todo:
             B = B or -(-len(todo) // -(-len(todo) // limit))
             batch, done = todo[:B], bar.n
-            padded = batch + batch[-1:] * (B - len(batch)) if s["compile"] else batch  # what is compiled has one shape
             try:
                 mask = None
                 if masks:
-                    ids = torch.stack([torch.from_numpy(masks[stem]) for stem, _, _ in padded])
+                    ids = torch.stack([torch.from_numpy(masks[stem]) for stem, _, _ in batch])
                     mask = one_hot(ids.to(device), model.num_classes)
                 with torch.no_grad(), autocast():
                     eps_fn = guided_eps(model, diffusion, mask, guidance, s["one_batch"], s["guidance_interval"])
-                    noise = noise_like_seeds([seed for _, _, seed in padded], (3, *size), device)
+                    noise = noise_like_seeds([seed for _, _, seed in batch], (3, *size), device)
                     x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
                                observe=lambda *_: bar.update(len(batch)))
-                images = to_uint8(x[: len(batch)])
+                images = to_uint8(x)
             except RuntimeError as error:
-                if "out of memory" in str(error) or isinstance(error, torch.OutOfMemoryError):
-                    if len(padded) == 1:
-                        raise ValueError(f"one image of {size[0]}x{size[1]} does not fit into the device's memory; try "
-                                         "--set sample.one_batch=false, or --device cpu") from None
-                    limit, B, bar.n = len(padded) // 2, 0, done
-                    bar.write(f"out of memory with {len(padded)} images at a time: going on with {limit}")
-                    continue
-                if s["compile"]:
-                    raise ValueError(f"sample.compile: {str(error).splitlines()[0]}; try false") from error
-                raise
+                if "out of memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
+                    raise
+                if len(batch) == 1:
+                    raise ValueError(f"one image of {size[0]}x{size[1]} does not fit into the device's memory; try "
+                                     "--set sample.one_batch=false, or --device cpu") from None
+                limit, B, bar.n = len(batch) // 2, 0, done
+                bar.write(f"out of memory with {len(batch)} images at a time: going on with {limit}")
+                continue
             yield batch, images
             todo = todo[B:]
     bar.close()
 
 
 def draw_sheet(jobs, masks, guidances, colorbook, read):
-    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows."""
+    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows of 16 images."""
     if not masks:
         images = [read(job) for job in jobs[:400]]
         return contact_sheet([images[i : i + 8] for i in range(0, len(images), 8)])
     painted = {stem: colorbook.paint(ids) for stem, ids in masks.items()}
     if len(guidances) == 1:
-        rows = [[painted[stem], *(read(job) for job in jobs if job[0] == stem)] for stem in list(masks)[:50]]
+        rows = [[painted[stem], *(read(job) for job in [job for job in jobs if job[0] == stem][:16])]
+                for stem in list(masks)[:50]]
         return contact_sheet(rows, ["mask"])
     seeds = [(stem, seed) for stem, w, seed in jobs if w == guidances[0]][:50]
     rows = [[painted[stem], *(read((stem, w, seed)) for w in guidances)] for stem, seed in seeds]
@@ -167,8 +165,6 @@ def run(args):
     model.load_state_dict(state["model" if args.raw else "ema"])
     model.eval()
     torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
-    if s["compile"]:
-        model.compile(dynamic=False)
 
     # what to make: (mask, guidance, seed); each mask of a folder has seeds of its own, or all would share one night
     masks = {} if args.unconditional else read_masks(s["mask"], colorbook, s["size"])
@@ -234,7 +230,7 @@ def run(args):
     sheet = draw_sheet(jobs, masks, s["guidances"], colorbook, lambda job: read_image(file(job)))
     with replacing(out / "sheet.png") as png:
         sheet.save(png, "png")
-    print(f"{len(todo)} images in {time.monotonic() - started:.1f} s on {s['device'].type}, {s['sampler']}, guidance "
+    print(f"{len(todo)} image(s) in {time.monotonic() - started:.1f} s on {s['device'].type}, {s['sampler']}, guidance "
           f"{', '.join(f'{w:g}' for w in s['guidances'])}, seeds {jobs[0][2]} to {jobs[-1][2]}: {out}, side by side in "
           f"{out / 'sheet.png'}")
 

@@ -86,9 +86,8 @@ def preview(model, diffusion, pairs, cfg, device, autocast):
 def check_run(cfg, resume, ranks):
     """Refuse what could only fail later, before anything is read or written."""
     out, c = Path(cfg["out"]), cfg["train"]
-    exists = any((out / name).exists() for name in ("checkpoint.pt", "checkpoint.pt.previous", "log.csv"))
-    if exists and not resume:
-        raise FileExistsError(f"{out}: this run exists. Go on with --resume {out}, or name another with --set out=...")
+    if not resume and out.is_dir() and {path.name for path in out.iterdir()} - {".lock"}:
+        raise FileExistsError(f"{out}: not empty. Go on with this run by --resume {out}, or name another --set out=...")
     if resume and not out.is_dir():
         raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
     if not cfg["data"]["root"]:

@@ -6,7 +6,7 @@
     python -m benchmarks.timing --images                     training alone; --precisions alone: sampling alone
 
 Sampling: the real samplers on random masks, after a warm-up, guidance at every step, at sample.precision and
-sample.compile of the config. Of a run longer than --timed-steps only that many steps are timed: the time to the end
+train.compile of the config. Of a run longer than --timed-steps only that many steps are timed: the time to the end
 of the first one, plus the median of the others for each that is left, since every step is the same work. Training:
 train.py's step (batch to the device, loss, backward, clipping, AdamW, EMA) on random pairs; fp32 has TF32 off, unlike
 train.py and sampling, which leave cuDNN's default on. Peak memory is that of tensors: on CUDA the allocator's, on a
@@ -157,7 +157,7 @@ def time_sampling(cfg, num_classes, device, counts, timed):
     w = s["guidance"] if s["guidance"] not in (0, 1) else 3.0
     for n in tqdm(counts, unit="batch", desc="sampling"):
         torch.compiler.reset()
-        if s["compile"]:
+        if c["compile"]:
             model.compile(dynamic=False)
         forms = {"no mask": (None, 0.0)}
         if model.num_classes:

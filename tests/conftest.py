@@ -2,7 +2,7 @@
 
 import os
 
-os.environ["OMP_NUM_THREADS"] = "1"  # pictures of 16x16 take longer to share out than to compute; torch reads it on import
+os.environ["OMP_NUM_THREADS"] = "1"  # images of 16x16 take longer to share out than to compute; torch reads it
 
 import numpy as np
 import pytest
@@ -12,7 +12,7 @@ from data.common import write_dataset
 from masks import Colorbook
 
 CLASSES = {"road": [128, 64, 128], "sky": [70, 130, 180], "car": [0, 0, 142], "person": [220, 20, 60]}
-LOOKS = np.array([[60, 60, 60], [120, 190, 250], [220, 30, 30], [240, 220, 40]], np.uint8)  # colour of a class in the image
+LOOKS = np.array([[60, 60, 60], [120, 190, 250], [220, 30, 30], [240, 220, 40]], np.uint8)  # of a class in the image
 
 
 def flat_scene(seed, size=16):
@@ -39,10 +39,11 @@ def tiny(flat_root, tmp_path):
     """tiny(out, key=value, ...) is the config of a run of a few seconds on that data; __ stands for the dot."""
 
     def make(out="run", **settings):
-        values = {"device": "cpu", "out": tmp_path / out, "data.root": flat_root, "data.size": [16, 16], "model.hidden_dim": 8,
-                  "model.emb_dim": 16, "train.batch_size": 8, "train.steps": 10, "train.val_every": 5, "train.save_every": 5,
-                  "train.preview_every": 10, "train.previews": 2, "train.log_every": 2, "sample.out": tmp_path / "out",
-                  "sample.steps": 4} | {key.replace("__", "."): value for key, value in settings.items()}
+        values = {"device": "cpu", "out": tmp_path / out, "data.root": flat_root, "data.size": [16, 16],
+                  "model.hidden_dim": 8, "model.emb_dim": 16, "train.batch_size": 8, "train.steps": 10, "train.val_every": 5,
+                  "train.save_every": 5, "train.preview_every": 10, "train.previews": 2, "train.log_every": 2,
+                  "sample.out": tmp_path / "out", "sample.steps": 4}
+        values |= {key.replace("__", "."): value for key, value in settings.items()}
         return load_config("config.yaml", "toy", [f"{key}={value}" for key, value in values.items()])
 
     return make

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-ALLOWED = {"unet": "", "ddpm": "", "masks": "", "config": "", "dataset": "masks", "checkpoint": "config unet ddpm masks",
+ALLOWED = {"unet": "", "ddpm": "", "masks": "", "config": "", "dataset": "masks",
+           "checkpoint": "config unet ddpm masks",
            "train": "config unet ddpm masks dataset checkpoint", "sample": "config unet ddpm masks dataset checkpoint",
            "evaluate": "config unet ddpm masks dataset checkpoint"}
 

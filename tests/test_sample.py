@@ -244,7 +244,7 @@ def test_the_mask_and_the_run_of_a_named_config(make, mask, tiny, checkpoint):
 def test_checkpoints_from_before_a_setting(make, mask, checkpoint, tmp_path):
     """A checkpoint that is older than a setting makes the same images."""
     state = load_checkpoint(checkpoint)
-    for key in ("guidance_interval", "precision", "compile"):
+    for key in ("guidance_interval", "precision"):
         del state["config"]["sample"][key]
     old = changed_checkpoint(checkpoint, tmp_path / "old.pt", config=state["config"])
     assert same_images(make("--mask", mask, out="old", model=old), make("--mask", mask, out="new"))
@@ -449,23 +449,6 @@ def test_other_errors_of_the_network_are_not_hidden(make, mask, monkeypatch):
     monkeypatch.setattr(UNet, "forward", lambda *_, **__: torch.zeros(2) @ torch.zeros(3))
     with pytest.raises(RuntimeError, match="size"):
         make("--mask", mask, "--n", 2)
-
-
-def test_compiled_for_one_shape(make, mask, passes, monkeypatch):
-    """With sample.compile the network is compiled for one shape, all batches have that, and the images are the same."""
-    expected, settings = make("--mask", mask, "--n", 5, "--batch-size", 2, out="expected"), []
-    monkeypatch.setattr(UNet, "compile", lambda self, **options: settings.append(options))
-    passes.clear()
-    assert same_images(expected, make("--mask", mask, "--n", 5, "--batch-size", 2, "--set", "sample.compile=true"))
-    assert settings == [{"dynamic": False}] and set(passes) == {4} and len(passes) == 3 * 3
-
-
-def test_compiling_that_fails_says_what_to_do(make, mask, monkeypatch):
-    """Where torch.compile fails, for want of a C++ compiler for one, the message names the setting for it."""
-    real = UNet.compile
-    monkeypatch.setattr(UNet, "compile", lambda self, **k: real(self, backend=lambda *_: 1 / 0, **k))
-    with pytest.raises(SystemExit, match="^error: sample.compile: .*try false"):
-        make("--mask", mask, "--n", 1, "--set", "sample.compile=true")
 
 
 # ------------------------------------------------------------------------------------------- stopped and resumed

@@ -365,7 +365,7 @@ def occupied(out):
 
 
 REFUSED = {  # what a run is refused for, before it reads data: how the folder is made so, and words of the message
-    "an existing run": (lambda out, _: occupied(out), "this run exists.*--resume"),
+    "an existing run": (lambda out, _: occupied(out), "not empty.*--resume"),
     "a full disk": (lambda out, monkeypatch: monkeypatch.setattr(
         shutil, "disk_usage", lambda _: SimpleNamespace(free=10**6)), "0.0 GiB free.*--set out="),
     "a file in its place": (lambda out, _: out.write_text("mine"), "run.*cannot be written.*--set out="),
