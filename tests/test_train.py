@@ -284,20 +284,23 @@ def test_validation_and_previews_are_of_the_ema_and_the_right_split(tiny, flat_r
 class Rising(torch.nn.Module):
     """Predicts an eps that is 0, 1, 2, 3 in the four quarters of T = 1000: mean squared errors of 1, 2, 5, 10."""
 
-    num_classes = 4
+    num_classes, seen = 4, ()
 
     def forward(self, x, t, mask, keep=None):
+        self.seen += tuple(t.tolist())
         return torch.zeros_like(x) + (t // 250)[:, None, None, None]
 
 
 def test_validation_by_quarters_of_t(flat_root):
-    """Each quarter of t has its own mean, all the same for any batch size, and again when repeated."""
-    def look(count, batch_size):
+    """Each quarter of t has its own mean, the same for any batch size and when repeated; a batch has all quarters."""
+    def look(count, batch_size, model=None):
         autocast = lambda: torch.autocast("cpu", enabled=False)  # noqa: E731
-        return validate(Rising(), Diffusion(), pairs, count, batch_size, torch.device("cpu"), autocast)
+        return validate(model or Rising(), Diffusion(), pairs, count, batch_size, torch.device("cpu"), autocast)
 
-    pairs = Pairs(flat_root, "train", (16, 16))
-    loss, quarters, eps = look(48, 16)
+    pairs, model = Pairs(flat_root, "train", (16, 16)), Rising()
+    loss, quarters, eps = look(48, 16, model)
+    assert [{t // 250 for t in model.seen[i : i + 16]} for i in (0, 16, 32)] == [{0, 1, 2, 3}] * 3  # not image by image
+    assert len(set(model.seen)) == 48 and min(model.seen) == 10 and max(model.seen) == 989
     assert quarters == pytest.approx([1, 2, 5, 10], rel=0.03) and loss == eps == pytest.approx(4.5, rel=0.03)
     assert look(48, 16) == (loss, quarters, eps)
     assert look(48, 7)[0] == pytest.approx(loss, abs=1e-5)
@@ -551,6 +554,10 @@ def test_resume_alone_goes_on_with_the_settings_of_the_run(tiny, tmp_path, monke
     command_line(monkeypatch, "--config", "my.yaml")
     first = yaml.safe_load((run / "config.yaml").read_text())
     assert first == cfg | {"out": "my run #2"}
+
+    before = files(run)
+    command_line(monkeypatch, "--resume", "my run #2", "--set", "train.steps=5", "--dry-run")
+    assert files(run) == before
 
     Path("my.yaml").write_text("train: {lr: 0.9, steps: 50}\ndata: {size: [64, 64], root: elsewhere}\n")
     capsys.readouterr()
