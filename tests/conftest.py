@@ -40,8 +40,9 @@ def tiny(flat_root, tmp_path):
 
     def make(out="run", **settings):
         values = {"device": "cpu", "out": tmp_path / out, "data.root": flat_root, "data.size": [16, 16],
-                  "model.hidden_dim": 8, "model.emb_dim": 16, "train.batch_size": 8, "train.steps": 10, "train.val_every": 5,
-                  "train.save_every": 5, "train.preview_every": 10, "train.previews": 2, "train.log_every": 2,
+                  "model.hidden_dim": 8, "model.emb_dim": 16, "train.batch_size": 8, "train.steps": 10,
+                  "train.val_every": 5, "train.save_every": 5, "train.preview_every": 10,
+                  "train.previews": 2, "train.log_every": 2,
                   "sample.out": tmp_path / "out", "sample.steps": 4}
         values |= {key.replace("__", "."): value for key, value in settings.items()}
         return load_config("config.yaml", "toy", [f"{key}={value}" for key, value in values.items()])

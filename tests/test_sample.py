@@ -582,7 +582,7 @@ def test_two_processes_make_the_images_of_one(make, checkpoint, mask, tmp_path):
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert same_images(alone, shared) and finished.stat().st_mtime_ns == before
-    assert done.stdout.count("5 images in") == 1 and done.stdout.count("a mask in") == 1  # one of them prints
+    assert done.stdout.count("5 image(s) in") == 1 and done.stdout.count("a mask in") == 1  # one of them prints
     assert "3 images of 3 steps" in done.stderr  # its share of the five
 
 
