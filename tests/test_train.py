@@ -618,9 +618,10 @@ def test_another_batch_size_goes_on_within_the_epoch(tiny, flat_root, monkeypatc
 def test_command_line(tiny, tmp_path, monkeypatch, capsys):
     """Config, preset and --set reach the run, from any folder; a mistake of the user is one line and exit code 1."""
     config = tmp_path / "my.yaml"
-    config.write_text(yaml.safe_dump(tiny(train__lr=0.0123, **NEVER)))
+    presets = {"mine": {"train": {"lr": 0.0123, "steps": 7}, "data": {"flip": 0.75}}}
+    config.write_text(yaml.safe_dump(tiny(**NEVER) | {"presets": presets}))
     monkeypatch.chdir(tmp_path)
-    arguments = ["--config", config, "--preset", "toy", "--set", "train.steps=1", "--set", "data.flip=0.125"]
+    arguments = ["--config", config, "--preset", "mine", "--set", "train.steps=1", "--set", "data.flip=0.125"]
     command_line(monkeypatch, *arguments, "--dry-run")
     assert not (tmp_path / "run").exists()
     command_line(monkeypatch, *arguments)
