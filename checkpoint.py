@@ -70,10 +70,10 @@ def build(cfg, num_classes, device):
 
 
 @contextmanager
-def replacing(path, keep=False):
+def replacing(path, keep_previous=False):
     """A binary file that takes the name `path` once it is complete and on the disk; an error leaves `path` as it was.
 
-    keep=True renames what stood there to *.previous.
+    keep_previous=True renames what stood there to *.previous.
     """
     path = Path(path)
     side = path.with_name(path.name + ".partial")
@@ -82,7 +82,7 @@ def replacing(path, keep=False):
             yield file
             file.flush()
             os.fsync(file.fileno())
-        if keep and path.exists():
+        if keep_previous and path.exists():
             os.replace(path, path.with_name(path.name + ".previous"))
         os.replace(side, path)
     except BaseException:
@@ -97,7 +97,7 @@ def replacing(path, keep=False):
 def save_checkpoint(path, state):
     """Write a checkpoint; at every moment a complete one is `path` or *.previous. OSError: it cannot be written."""
     try:
-        with replacing(path, keep=True) as file:
+        with replacing(path, keep_previous=True) as file:
             torch.save(state | {"format": FORMAT}, file)
     except (OSError, RuntimeError) as error:  # torch's writer has a RuntimeError for a full disk
         raise OSError(f"{path} could not be saved: {error}; is the disk full? The one before is untouched") from error
@@ -127,6 +127,8 @@ def read_checkpoint(path):
     except pickle.UnpicklingError as error:
         raise ValueError(f"{path}: not loaded: it holds more than tensors, numbers and texts, which could run a "
                          f"program; {expected}") from error
+    except (PermissionError, MemoryError):  # no fault of the file
+        raise
     except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
         cut = isinstance(error, zipfile.BadZipFile)
         reason = "it is cut off or of another kind" if cut else str(error).partition("\n")[0]
@@ -138,7 +140,7 @@ def read_checkpoint(path):
         state["config"] = complete(state["config"], "its config")
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in "ema", "model":
-            model.load_state_dict(dict(state[weights]), assign=True)  # a copy: torch would note "assign" in the state
+            model.load_state_dict(dict(state[weights]), assign=True)  # a dict of its own: torch notes `assign` in it
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
     except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
@@ -149,7 +151,7 @@ def read_checkpoint(path):
 
 
 def load_checkpoint(path):
-    """read_checkpoint() of `path`, or, where that is damaged or gone, of the one saved before it, which is printed.
+    """read_checkpoint() of `path`, or, where that is damaged or gone, of the previous one, which is printed.
 
     state["path"] is the file that was read.
     """
@@ -160,13 +162,16 @@ def load_checkpoint(path):
     except (ValueError, OSError) as error:
         if not previous.is_file():
             raise
-        state = read_checkpoint(previous)
+        try:
+            state = read_checkpoint(previous)
+        except (ValueError, OSError) as second:
+            raise ValueError(f"{error}\n{second}") from second
         print(f"{error}\n{previous}: used instead, step {state['step']}")
         return state | {"path": previous}
 
 
 def random_state(device, state=None):
-    """The random states of the CPU and the device, after setting them to `state` where it has them."""
+    """The random states {name: tensor} of the CPU and the device; `state`, where given, is set first."""
     sources = {"cpu": torch} | ({device.type: getattr(torch, device.type)} if device.type != "cpu" else {})
     for name, source in sources.items():
         if state and name in state:
@@ -194,7 +199,7 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
     classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())  # their order is the ids
     differ = next((f"class {before} was there, is {after}" for before, after in classes if before != after), None)
     if fixed or differ:
-        raise ValueError(f"{path}: a checkpoint cannot go on with another network or colorbook: "
+        raise ValueError(f"{path}: a checkpoint cannot be resumed with another network or colorbook: "
                          + "; ".join([*fixed.values(), *filter(None, [differ])]))
     for key in changed:
         print(f"resuming: {changed[key]}")

@@ -3,7 +3,7 @@
     cfg = load_config("config.yaml", preset="idd_lite", overrides=["train.steps=2000"])
     cfg["train"]["steps"]                                   # 2000
 
-All is laid over the project's config.yaml, so a file of your own needs only the settings that it changes.
+Everything is laid over the project's config.yaml, so a file of your own needs only the settings that it changes.
 """
 
 import difflib
@@ -15,6 +15,9 @@ from pathlib import Path
 import yaml
 
 PROJECT = Path(__file__).with_name("config.yaml")
+
+
+# a kind of value is (its type, what is expected in words, the test of a value of that type)
 
 
 def whole(low=1, high=10**9):
@@ -38,7 +41,7 @@ SIZE = list, "two multiples of 8, at most 8192: [height, width]", lambda v: (
 INTERVAL = list, "two rising numbers, 0 or more: [lowest, highest], or [] for no limits", lambda v: (
     v == [] or len(v) == 2 and all(type(end) in (int, float) for end in v) and 0 <= v[0] < v[1] < math.inf)
 
-SETTINGS = {  # every key of config.yaml: its type, what is expected in words, and the test of a value of that type
+SETTINGS = {  # every key of config.yaml and its kind
     "preset": TEXT, "device": one_of("auto", "cuda", "mps", "cpu"), "seed": SEED, "out": TEXT,
     "data.root": TEXT, "data.val": NAME, "data.size": SIZE, "data.flip": SHARE, "data.memory_gb": real(0, 1e9),
     "data.augment.p": SHARE, "data.augment.brightness": SHARE, "data.augment.contrast": SHARE,
@@ -115,10 +118,10 @@ def read_yaml(path):
 def checked(key, value, where):
     """The value, of the type that SETTINGS asks for; a ValueError names the file, the key and the remedy."""
     if key not in SETTINGS:
-        names = {known.split(".")[-1]: known for known in SETTINGS}
-        near = difflib.get_close_matches(key, SETTINGS, 1) or [
-            names[name] for name in difflib.get_close_matches(key.split(".")[-1], names, 1, 0)]
-        raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {near[0]!r}")
+        def likeness(known):  # of the whole key and of its last part
+            pairs = (key, known), (key.split(".")[-1], known.split(".")[-1])
+            return sum(difflib.SequenceMatcher(None, *pair).ratio() for pair in pairs)
+        raise ValueError(f"{where}: no setting is called {key!r}; the nearest is {max(SETTINGS, key=likeness)!r}")
     kind, expected, fits = SETTINGS[key]
     if kind is float and type(value) in (int, str):
         try:
@@ -136,7 +139,7 @@ def parse_overrides(texts):
     for text in texts:
         key, equals, value = text.partition("=")
         if not equals or key == "preset":
-            raise ValueError(f"--set {text}: expected key.sub=value" + ", and --preset for a preset" * bool(equals))
+            raise ValueError(f"--set {text}: expected key.sub=value; a preset is named by --preset")
         try:
             parsed = yaml.safe_load(value) if value else ""
         except (yaml.YAMLError, ValueError, LookupError, RecursionError):
@@ -146,31 +149,31 @@ def parse_overrides(texts):
 
 
 def load_config(path=None, preset=None, overrides=(), base=None):
-    """A nested dict: the project's settings, over them a preset, those of a file, and `key.sub=value` overrides.
+    """A nested dict of all settings. ValueError or FileNotFoundError name the file, the key and the remedy.
 
-    A preset that only the file names belongs to the data that it names: overriding data.root leaves it out. An empty
-    `out` becomes runs/<name of the data>. ValueError or FileNotFoundError name the file, the key and the remedy.
-    base is a config to start from in place of the project's: of that, only what the arguments name is changed.
+    From the weakest to the strongest: the project's config.yaml (or the config `base`), a preset of the project, the
+    file, a preset in that file, `key.sub=value` overrides. A preset given by its name, not by the file, goes over the
+    file's own settings. One that only the file names belongs to the data that it names: overriding data.root leaves it
+    out. An empty `out` becomes runs/<name of the data>.
     """
-    start, base_presets = read_yaml(PROJECT)
-    own, own_presets = read_yaml(path or PROJECT)
+    project, project_presets = read_yaml(PROJECT)
+    file_settings, file_presets = read_yaml(path or PROJECT)
     if base:
-        start, own = flatten(base), own if path else {}
-    path = path or PROJECT
-    given = parse_overrides(overrides)
-    name = checked("preset", preset or own.get("preset", ""), path)
-    presets = base_presets | own_presets
+        project, file_settings = flatten(base), file_settings if path else {}
+    path, given, presets = path or PROJECT, parse_overrides(overrides), project_presets | file_presets
+    name = checked("preset", preset or file_settings.get("preset", ""), path)
     if name and name not in presets:
         raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets))}")
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}: without the preset {name!r} of {path} (--preset {name} asks for it)")
         name = ""
-    layers = [(path, own), (f"{PROJECT}, preset {name}", base_presets.get(name, {}))]
-    if not preset:
-        layers.reverse()  # a preset that only the file names lies under the file's own settings
-    settings = {}
-    for where, layer in [(PROJECT, start), *layers, (f"{path}, preset {name}", own_presets.get(name, {}))]:
-        settings |= {key: checked(key, value, where) for key, value in layer.items()}
+    project_preset = f"{PROJECT}, preset {name}", project_presets.get(name, {})
+    file_preset = f"{path}, preset {name}", file_presets.get(name, {})
+    if preset:
+        layers = (PROJECT, project), (path, file_settings), project_preset, file_preset
+    else:
+        layers = (PROJECT, project), project_preset, (path, file_settings), file_preset
+    settings = {key: checked(key, value, where) for where, layer in layers for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()
     if missing:
         raise ValueError(f"{PROJECT}: missing settings: {', '.join(sorted(missing))}")
@@ -184,7 +187,7 @@ def load_config(path=None, preset=None, overrides=(), base=None):
 def complete(cfg, where):
     """The config of a checkpoint, checked: a setting that is newer than it gets the project's value.
 
-    ValueError where what makes the network is missing; settings that exist no more are left out.
+    ValueError where what makes the network is missing; settings that no longer exist are left out.
     """
     own = {key: checked(key, value, where) for key, value in flatten(cfg).items() if key in SETTINGS}
     missing = [key for key in SETTINGS if key.startswith(("model.", "diffusion.", "data.size")) and key not in own]

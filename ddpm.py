@@ -56,10 +56,10 @@ class Diffusion(nn.Module):
             raise ValueError(f"unknown prediction {prediction!r}: expected eps or v")
         self.T, self.prediction = T, prediction
         self.alpha_bar = torch.cumprod(1 - make_betas(schedule, T, beta_start, beta_end), dim=0)
-        if self.alpha_bar[-1] < 1e-12 or self.alpha_bar[0] > 1 - 1e-12:  # too close to 0 and 1 for float32
+        if self.alpha_bar[-1] < 1e-12 or self.alpha_bar[0] > 1 - 1e-12:  # predictions are divided by their roots
             raise ValueError(f"schedule {schedule!r}, T {T}, betas {beta_start} to {beta_end}: alpha_bar goes from "
                              f"{self.alpha_bar[0]:.3g} to {self.alpha_bar[-1]:.3g}; expected 1 - 1e-12 to 1e-12: "
-                             "choose a larger beta_start, or a smaller beta_end or T")
+                             "choose a smaller T, or another beta_start or beta_end (nichol has its own)")
         self.register_buffer("signal", self.alpha_bar.sqrt().float(), persistent=False)       # sqrt(alpha_bar)
         self.register_buffer("sigma", (1 - self.alpha_bar).sqrt().float(), persistent=False)  # sqrt(1 - alpha_bar)
 
@@ -78,10 +78,10 @@ class Diffusion(nn.Module):
         return out.float() if self.prediction == "eps" else s * x + a * out.float()
 
     def draw(self, shape, label_drop=0.1, device=None):
-        """The random numbers of Algorithm 1 for images of shape (B, 3, H, W): t (B,), eps (B, 3, H, W), keep (B,) bool.
+        """The random numbers of a training step on images of shape (B, 3, H, W): t (B,), eps like them, keep (B,) bool.
 
-        keep is False with probability label_drop: an image without its mask, so that one network learns both the
-        conditional and the unconditional prediction (Ho and Salimans, Algorithm 1).
+        keep is False with probability label_drop (p_uncond of Ho and Salimans): such an image is trained without its
+        mask, so that one network learns both the conditional and the unconditional prediction.
         """
         t = torch.randint(self.T, shape[:1], device=device)
         eps = torch.randn(shape, device=device)
@@ -89,9 +89,9 @@ class Diffusion(nn.Module):
         return t, eps, keep
 
     def errors(self, model, x0, mask, t, eps, keep=None):
-        """Mean squared error of each image, (B,): of what the network predicts, and of the noise that follows from it.
+        """Mean squared error of each image, (B,), of what is predicted (eps or v), and the same as an error of eps.
 
-        They are the same for prediction "eps"; for "v" the error of the noise is alpha_bar times that of v.
+        For "v" the second is alpha_bar times the first; it compares networks that predict different things.
         """
         a, s = self.coefficients(t)
         target = eps if self.prediction == "eps" else a * eps - s * x0
@@ -101,8 +101,7 @@ class Diffusion(nn.Module):
 
     def loss(self, model, x0, mask, t, eps, keep=None):
         """Algorithm 1 of DDPM, line 5, for images x0 (B, 3, H, W) in [-1, 1] and what draw() drew; a scalar."""
-        error, _ = self.errors(model, x0, mask, t, eps, keep)
-        return error.mean()
+        return self.errors(model, x0, mask, t, eps, keep)[0].mean()
 
 
 # ----------------------------------------------------------------------------------- the network as eps_fn
@@ -112,9 +111,9 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True, interv
     """A function eps_fn(x, t) with classifier-free guidance: eps = eps_u + w (eps_c - eps_u), w = guidance.
 
     mask       one-hot (B, K, H, W), or None for unconditional samples; its features are computed here, once
-    guidance   w; 1 is the conditional prediction alone and 0 the unconditional one: one pass of the network per
-               step. Every other value takes two,
-    one_batch  both in one batch of 2B, or, False, as two calls that need half the memory
+    guidance   w; 1 is the conditional prediction alone and 0 the unconditional one, in one pass of the network per
+               step; every other value takes two
+    one_batch  both passes as one batch of 2B; False: one after the other, in half the memory
     interval   (low, high): w only where low < sqrt((1 - alpha_bar) / alpha_bar) <= high, the noise for a signal of 1;
                w = 1 at other t (Kynkäänniemi et al. 2024). None: w everywhere
     """
@@ -153,8 +152,8 @@ def noise_like_seeds(seeds, shape, device="cpu"):
 
 # ------------------------------------------------------------------------------------------------- samplers
 # Each takes eps_fn(x, t), the starting noise x (B, 3, H, W) and alpha_bar (T,), and returns x_0.
-# observe(t, x, eps, x0), where given, is called at every step with the state x at t, the noise predicted in it and
-# the image predicted from it: for progress bars, drawings and lessons.
+# observe(t, x, eps, x0), where given, is called at every step with x_t, the noise predicted in it and the image
+# predicted from it: for progress bars, drawings and lessons.
 
 
 def trailing_steps(T, steps):
@@ -178,7 +177,7 @@ def predict_x0(x, eps, abar, clip=True):
 
 
 def predict_eps(x, x0, abar):
-    """The noise between x_t and x_0: what clipping left of a prediction."""
+    """The noise that turns x_0 into x_t; where x_0 was clipped, it is not the network's own."""
     return (x - math.sqrt(abar) * x0) / math.sqrt(1 - abar)
 
 
@@ -197,7 +196,7 @@ def ddpm(eps_fn, x, alpha_bar, noise, clip=True, observe=None):
 
     The mean is written through x_0 (DDPM, equation 7), which for an x_0 that is not clipped is Algorithm 2's line 4.
     """
-    for t, abar, abar_next in steps_down(alpha_bar, len(alpha_bar)):
+    for t, abar, abar_next in steps_down(alpha_bar, len(alpha_bar)):  # the next step is t - 1
         alpha = abar / abar_next
         beta = 1 - alpha
         x0 = denoise(eps_fn, x, t, abar, clip, observe)
@@ -214,7 +213,7 @@ def ddim(eps_fn, x, alpha_bar, steps=50, eta=0.0, noise=None, clip=True, observe
     noise() draws z like x and is needed where eta > 0.
     """
     if not 0 <= eta <= 1 or eta > 0 and noise is None:
-        raise ValueError(f"eta must lie in 0..1, and above 0 needs noise; got eta {eta}, noise {noise}")
+        raise ValueError(f"eta must lie in 0..1, and above 0 needs noise(); got eta {eta}")
     for t, abar, abar_next in steps_down(alpha_bar, steps):
         x0 = denoise(eps_fn, x, t, abar, clip, observe)
         eps = predict_eps(x, x0, abar)
@@ -251,8 +250,8 @@ def dpm_solver(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
 def plms(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
     """PLMS (Liu et al. 2022): DDIM's step along a mean of the last four noises, extrapolated (Adams-Bashforth).
 
-    Without the paper's Runge-Kutta start: the first steps take as many predictions as there are, so that every step
-    is one call of eps_fn. Deterministic, second order.
+    Without the paper's Runge-Kutta start: the first three steps average fewer noises, so that every step is one call
+    of eps_fn. Deterministic, second order.
     """
     weights = [(1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
     history = []  # of noises, the newest first

@@ -15,6 +15,7 @@ Each image is a PNG named <mask>_w<guidance>_seed<seed>.png that carries its set
 import argparse
 import contextlib
 import json
+import math
 import time
 import zlib
 from collections import Counter
@@ -37,7 +38,10 @@ FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each i
 
 
 def resolve(args):
-    """The checkpoint as a dict, and the settings s of the samples, with guidances (a list), size and device."""
+    """The checkpoint as a dict, and the settings of the samples: its `sample` part, with guidances, size and device.
+
+    cfg, without the checkpoint, names the run, the device and a mask that was written into config.yaml.
+    """
     cfg = load_config(args.config, args.preset, args.set)
     given = parse_overrides(args.set)
     foreign = [key for key in given if not key.startswith("sample.") and key not in ("out", "device")]
@@ -105,17 +109,17 @@ def read_masks(path, colorbook, size):
 def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
     """Make every (stem, guidance, seed) of jobs; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
 
-    A batch has one guidance, for w = 1 takes one pass and others two. As few batches as s["batch_size"] allows, equally
-    large; smaller ones once the device's memory turns out to be too small: images do not depend on the batch.
+    Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. As few
+    batches as s["batch_size"] allows; smaller ones once the device's memory turns out to be too small.
     """
     size, device, limit = s["size"], s["device"], s["batch_size"]
     passes = diffusion.T if s["sampler"] == "ddpm" else s["steps"]
     bar = tqdm(total=len(jobs) * passes, unit="step", desc=f"{len(jobs)} images of {passes} steps", disable=not show)
     for guidance in dict.fromkeys(w for _, w, _ in jobs):
-        todo, B = [job for job in jobs if job[1] == guidance], 0
+        todo = [job for job in jobs if job[1] == guidance]
         while todo:
-            B = B or -(-len(todo) // -(-len(todo) // limit))
-            batch, done = todo[:B], bar.n
+            B = math.ceil(len(todo) / math.ceil(len(todo) / limit))  # equally large batches
+            batch, bar_before = todo[:B], bar.n
             try:
                 mask = None
                 if masks:
@@ -133,7 +137,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
                 if len(batch) == 1:
                     raise ValueError(f"one image of {size[0]}x{size[1]} does not fit into the device's memory; try "
                                      "--set sample.one_batch=false, or --device cpu") from None
-                limit, B, bar.n = len(batch) // 2, 0, done
+                limit, bar.n = len(batch) // 2, bar_before
                 bar.write(f"out of memory with {len(batch)} images at a time: going on with {limit}")
                 continue
             yield batch, images
@@ -148,9 +152,8 @@ def draw_sheet(jobs, masks, guidances, colorbook, read):
         return contact_sheet([images[i : i + 8] for i in range(0, len(images), 8)])
     painted = {stem: colorbook.paint(ids) for stem, ids in masks.items()}
     if len(guidances) == 1:
-        rows = [[painted[stem], *(read(job) for job in [job for job in jobs if job[0] == stem][:16])]
-                for stem in list(masks)[:50]]
-        return contact_sheet(rows, ["mask"])
+        of_mask = {stem: [job for job in jobs if job[0] == stem][:16] for stem in list(masks)[:50]}
+        return contact_sheet([[painted[stem], *map(read, of_mask[stem])] for stem in of_mask], ["mask"])
     seeds = [(stem, seed) for stem, w, seed in jobs if w == guidances[0]][:50]
     rows = [[painted[stem], *(read((stem, w, seed)) for w in guidances)] for stem, seed in seeds]
     return contact_sheet(rows, ["mask", *(f"w = {w:g}" for w in guidances)])
@@ -166,7 +169,7 @@ def run(args):
     model.eval()
     torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
 
-    # what to make: (mask, guidance, seed); each mask of a folder has seeds of its own, or all would share one night
+    # what to make: (mask, guidance, seed); each mask has seeds of its own, or all would begin with the same noise
     masks = {} if args.unconditional else read_masks(s["mask"], colorbook, s["size"])
     if masks:
         jobs = [(stem, w, s["seed"] + i * s["n"] + j)
@@ -216,7 +219,7 @@ def run(args):
         with ThreadPoolExecutor() as pool:
             written = ()
             for batch, images in sample_jobs(share, masks, model, diffusion, s, autocast, show=rank == 0):
-                list(written)  # raises what went wrong in writing
+                list(written)  # waits for the files of the last batch, and raises their errors
                 written = pool.map(save, batch, images)
             list(written)
     except KeyboardInterrupt:

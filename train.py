@@ -27,7 +27,7 @@ import torch.distributed as dist
 import yaml
 from filelock import FileLock, Timeout
 from torch.nn.parallel import DistributedDataParallel
-from torch.utils.checkpoint import checkpoint
+from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
 from checkpoint import build, join_processes, pick_device, random_state, replacing, restore_run, save_checkpoint
@@ -37,6 +37,7 @@ from ddpm import guided_eps, noise_like_seeds, sample
 from masks import Colorbook
 
 QUARTERS = ["val_loss_q1", "val_loss_q2", "val_loss_q3", "val_loss_q4"]  # of t: the first one has the least noise
+# val_*: of the averaged weights; val_eps: the error of the noise, whatever is predicted; val_eps_raw: of raw weights
 COLUMNS = ["step", "epoch", "seconds", "images_per_s", "loss", "grad_norm",
            "val_loss", *QUARTERS, "val_eps", "val_eps_raw"]
 
@@ -88,8 +89,6 @@ def check_run(cfg, resume, ranks):
     out, c = Path(cfg["out"]), cfg["train"]
     if not resume and out.is_dir() and {path.name for path in out.iterdir()} - {".lock"}:
         raise FileExistsError(f"{out}: not empty. Go on with this run by --resume {out}, or name another --set out=...")
-    if resume and not out.is_dir():
-        raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
     if not cfg["data"]["root"]:
         raise ValueError("no data: name a prepared data set with --set data.root=..., or a preset with --preset")
     if c["batch_size"] % (ranks * c["accumulate"]):
@@ -110,7 +109,7 @@ def check_disk(out, parameters):
 
 @contextlib.contextmanager
 def locked(out):
-    """Hold the folder of a run against a second training; the system lets go of it when this process ends."""
+    """Hold the folder of a run against a second training; the lock is free when this process ends, by a crash too."""
     out.mkdir(parents=True, exist_ok=True)
     try:
         lock = FileLock(out / ".lock").acquire(timeout=0)
@@ -131,7 +130,7 @@ def start_log(log, step):
 def append_log(log, row):
     """Write a row {column: value}; columns without a value, and NaN, stay empty."""
     cells = [row.get(column, "") for column in COLUMNS]
-    line = ",".join(f"{cell:.5g}" if isinstance(cell, float) else str(cell) for cell in cells).replace("nan", "")
+    line = ",".join(f"{cell:.7g}" if isinstance(cell, float) else str(cell) for cell in cells).replace("nan", "")
     with open(log, "a", newline="") as file:
         file.write(line + "\n")
 
@@ -156,26 +155,19 @@ def stop_signals():
             signal.signal(number, handler)
 
 
-def all_reduce_max(number):
-    """The largest of the numbers that the processes have; it goes through the CPUs, so no GPU has to wait."""
-    number = torch.tensor(number)
-    dist.all_reduce(number, dist.ReduceOp.MAX)
-    return number.item()
-
-
 def wrap(model, c, ranks, device):
-    """What the loop calls: the network itself, or the network with one of these around it."""
+    """The network with what train.* asks for around it: recomputed activations, several processes, torch.compile."""
     net = model
     if c["activation_checkpointing"]:
         for block in model.children():
-            block.forward = partial(checkpoint, block.forward, use_reentrant=False)
+            block.forward = partial(recompute, block.forward, use_reentrant=False)
     if ranks > 1:
         net = DistributedDataParallel(model, [device] if device.type == "cuda" else None)
     return torch.compile(net) if c["compile"] else net
 
 
 def check_finite(loss, norm, scaler, step, path):
-    """ValueError where the network is lost, so that it is not saved over the good one."""
+    """ValueError before a network full of NaN is saved over the good one."""
     problem = "" if math.isfinite(loss) and math.isfinite(norm) else "loss or gradient is not finite"
     if scaler.is_enabled() and scaler.get_scale() < 1:
         problem = f"the gradient overflows fp16 at every step, at a scale of {scaler.get_scale():g} too"
@@ -202,8 +194,11 @@ def read_data(cfg, rank, ranks, dry_run):
     return pairs
 
 
-def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume):
-    """The training loop: optimiser steps, EMA, and now and then a row of the log, previews and a checkpoint."""
+def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume):
+    """Optimiser steps, EMA, and now and then a row of the log, previews and a checkpoint.
+
+    seconds counts all time, over restarts too; busy only that of optimiser steps since the last row of the log.
+    """
     d, c, out = cfg["data"], cfg["train"], Path(cfg["out"])
     path, log, num_classes = out / "checkpoint.pt", out / "log.csv", len(pairs.colorbook)
     ema = copy.deepcopy(model).requires_grad_(False)
@@ -222,7 +217,7 @@ def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, r
 
     net = wrap(model, c, ranks, device)
     torch.backends.cudnn.benchmark = True  # images of one size: let cuDNN choose its fastest convolution for it
-    batch, mine = c["batch_size"], slice(rank * c["batch_size"] // ranks, (rank + 1) * c["batch_size"] // ranks)
+    batch = c["batch_size"]
     loader = batches(pairs, batch, cfg["seed"], images, d["flip"], d["augment"], device, rank, ranks)
     bar = tqdm(total=images + (c["steps"] - step) * batch, initial=images, unit="img", desc=out.name,
                dynamic_ncols=True, mininterval=0.5 if os.isatty(2) else 30, disable=rank > 0)
@@ -230,14 +225,16 @@ def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, r
     started, busy, halt = time.monotonic() - seconds, 0.0, 0
 
     with bar, stop_signals() as stop:
-        resumed = time.monotonic()
+        tick = time.monotonic()
         while step < c["steps"] and not halt:
+            lr = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
             for group in optimizer.param_groups:
-                group["lr"] = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
+                group |= {"lr": lr, "betas": (0.9, c["beta2"])}
             optimizer.zero_grad()
             # random numbers of the whole batch, however many processes and micro-batches share it
-            drawn = [x[mine] for x in diffusion.draw((batch, 3, *d["size"]), c["label_drop"], device)]
-            for planes, t, eps, keep in zip(*(x.chunk(c["accumulate"]) for x in (next(loader), *drawn))):
+            drawn = [x.chunk(ranks)[rank] for x in diffusion.draw((batch, 3, *d["size"]), c["label_drop"], device)]
+            micro_batches = zip(*(x.chunk(c["accumulate"]) for x in (next(loader), *drawn)))
+            for planes, t, eps, keep in micro_batches:
                 x0, mask = unpack(planes, num_classes)
                 with autocast():
                     loss = diffusion.loss(net, x0, mask if model.num_classes else None, t, eps, keep)
@@ -255,9 +252,9 @@ def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, r
             # an overflow of fp16, which GradScaler answers by leaving out the step, is no alarm
             sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
             bar.update(batch)
-            halt = max(stop, default=0)
+            halt = torch.tensor(max(stop, default=0))
             if ranks > 1:
-                halt = all_reduce_max(halt)
+                dist.all_reduce(halt, dist.ReduceOp.MAX)  # between the CPUs, so no GPU has to wait
             due = [name for name in ("log", "val", "preview", "save")
                    if step % c[f"{name}_every"] == 0 or step == c["steps"]]
             if not (due or halt):
@@ -268,10 +265,10 @@ def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, r
                 dist.all_reduce(means)
             loss_mean, norm_mean = means.tolist()
             check_finite(loss_mean, norm_mean, scaler, step, path)
-            busy, seconds = busy + time.monotonic() - resumed, time.monotonic() - started
+            busy, seconds = busy + time.monotonic() - tick, time.monotonic() - started
             if "log" in due or "val" in due or halt:
-                row = {"step": step, "epoch": images / len(pairs), "seconds": round(seconds, 1), "loss": loss_mean,
-                       "grad_norm": norm_mean, "images_per_s": round((step - logged_step) * batch / busy, 1)}
+                row = {"step": step, "epoch": images / len(pairs), "seconds": seconds, "loss": loss_mean,
+                       "grad_norm": norm_mean, "images_per_s": (step - logged_step) * batch / busy}
                 if "val" in due:
                     args = held_out, c["val_pairs"], batch, device, autocast
                     row["val_loss"], quarters, row["val_eps"] = validate(ema, diffusion, *args)
@@ -292,10 +289,10 @@ def fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, r
                     "model": model.state_dict(), "ema": ema.state_dict(), "optimizer": optimizer.state_dict(),
                     "scaler": scaler.state_dict(), "rng": random_state(device), "step": step, "images": images,
                     "seconds": seconds, "config": cfg, "colorbook": pairs.colorbook.classes})
-            resumed = time.monotonic()
-    if halt:
+            tick = time.monotonic()
+    if halt and step < c["steps"]:
         print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume {out}")
-        raise SystemExit(128 + halt)
+        raise SystemExit(128 + int(halt))
     print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: python sample.py --checkpoint {path} --mask ...")
 
 
@@ -322,25 +319,26 @@ def train(cfg, resume=False, dry_run=False):
         if dry_run:
             print(f"dry run: nothing was written; a run would go to {out}")
         else:
-            fit(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume)
+            training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume)
     if ranks > 1:
         dist.destroy_process_group()
 
 
 def run(args):
+    """From the command line to train(): a new run, or an old one with its own settings, of which --set changes some."""
     if not args.resume:
         return train(load_config(args.config, args.preset, args.set), dry_run=args.dry_run)
-    # a run goes on with its own settings; only what --set names may change
     out, given = Path(args.resume), parse_overrides(args.set)
     if not (out / "config.yaml").is_file():
         raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
     if "out" in given:
         raise ValueError(f"--set out={given['out']} does not go with --resume {out}, which names the folder")
     cfg = load_config(out / "config.yaml", overrides=args.set) | {"out": str(out)}
-    for key, value in flatten(load_config(args.config, args.preset)).items() if args.config or args.preset else ():
-        own = flatten(cfg)[key]
-        if key not in ("out", *given) and value != own:
-            print(f"kept from the run: {key} {own} (not {value}; --set {key}={value} would change it)")
+    if args.config or args.preset:
+        own = flatten(cfg)
+        for key, value in flatten(load_config(args.config, args.preset)).items():
+            if key not in ("out", *given) and value != own[key]:
+                print(f"kept from the run: {key} {own[key]} (not {value}; --set {key}={value} would change it)")
     train(cfg, resume=True, dry_run=args.dry_run)
 
 

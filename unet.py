@@ -1,7 +1,7 @@
-"""The network: a DoubleConv U-Net that adds the features of a mask to the features of a noisy image.
+"""The network: a U-Net of double convolutions that adds the features of a mask to those of a noisy image.
 
     model = UNet(num_classes=19)
-    out = model(x, t, mask)                              # what the noise in x is (or v, see ddpm.py)
+    out = model(x, t, mask)                              # the noise predicted in x (or v, see ddpm.py)
     out = model(x, t, features=model.mask_features(mask))  # the same; a sampling loop runs the mask stem once
     out = model(x, t)                                    # no mask: nothing is added
 
@@ -63,7 +63,7 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double the image, join the skip connection, convolve, add the time.
 
-    x (B, in - skip, H, W) and skip (B, skip, 2H, 2W) give (B, out, 2H, 2W).
+    x (B, in - C, H, W) and skip (B, C, 2H, 2W) give (B, out, 2H, 2W).
     """
 
     def __init__(self, in_ch, out_ch, emb_dim):
@@ -99,7 +99,7 @@ class UNet(nn.Module):
     """The mask-guided U-Net; 88,842,371 parameters as it stands, 90,816,131 with attention.
 
     num_classes  K, channels of the one-hot mask; 0 builds the unconditional baseline, which has no mask stem
-    hidden_dim   h; the widths are h, 2h, 4h, 4h, in the bottleneck 8h, then 2h, h, h
+    hidden_dim   h, an even number; the widths are h, 2h, 4h, 4h, in the bottleneck 8h, then 2h, h, h
     emb_dim      E, an even number
     attention    self-attention after the third Down (4h channels at 1/8) and the first Up (2h channels at 1/4)
     """
@@ -136,7 +136,7 @@ class UNet(nn.Module):
 
         x         (B, 3, H, W) float, about N(0, 1) at high noise and [-1, 1] at none
         t         (B,) time steps 0..T-1
-        mask      (B, K, H, W) one-hot, all zero where unlabelled; or None for no mask at all
+        mask      (B, K, H, W) one-hot, all zero where unlabelled; None adds no features, which is not the same
         features  (B, h, H, W) from mask_features(), instead of mask
         keep      (B,) bool: False drops the mask of that image, as None would for the whole batch
         returns   (B, 3, H, W)
@@ -150,7 +150,7 @@ class UNet(nn.Module):
         emb = time_embedding(t, self.emb_dim)      # (B, E)
         x1 = self.image_stem(x)                    # (B, h, H, W)
         if features is not None:
-            x1 = x1 + (features if keep is None else features * keep[:, None, None, None].to(features.dtype))
+            x1 = x1 + (features if keep is None else features * keep[:, None, None, None])
         x2 = self.down1(x1, emb)                   # (B, 2h, H/2, W/2)
         x3 = self.down2(x2, emb)                   # (B, 4h, H/4, W/4)
         x4 = self.attention1(self.down3(x3, emb))  # (B, 4h, H/8, W/8)
@@ -161,7 +161,6 @@ class UNet(nn.Module):
         return self.out(y)                         # (B, 3, H, W)
 
     def check_shapes(self, x, t, features, keep):
-        """ValueError where the arguments of forward() do not fit each other."""
         if x.dim() != 4 or x.shape[1] != 3 or x.shape[2] % 8 or x.shape[3] % 8:
             raise ValueError(f"x must be (B, 3, H, W), H and W multiples of 8 (three halvings), got {tuple(x.shape)}")
         B, _, H, W = x.shape

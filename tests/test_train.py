@@ -515,8 +515,14 @@ def test_resume_refuses_another_task(tiny, flat_root, tmp_path):
     with pytest.raises(ValueError, match="another network or colorbook: class .*road.* was there, is .*person"):
         train(tiny(data__root=root), resume=True)
     assert files(folder) == before
-    with pytest.raises(FileNotFoundError, match="other: no such run"):
-        train(tiny("other"), resume=True)
+
+
+def test_optimiser_settings_change_on_resume(tiny):
+    """Adam's beta2, which the checkpoint's optimiser brings along too, is that of the settings after --resume."""
+    train(tiny(train__steps=2))
+    train(tiny(train__beta2=0.5), resume=True)
+    groups = load_checkpoint(Path(tiny()["out"]) / "checkpoint.pt")["optimizer"]["param_groups"]
+    assert [tuple(group["betas"]) for group in groups] == [(0.9, 0.5)]
 
 
 def hold(cfg):
