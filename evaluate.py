@@ -24,7 +24,7 @@ import torchvision.transforms.functional as TF
 from skimage.metrics import structural_similarity
 from torch_fidelity.feature_extractor_inceptionv3 import URL_INCEPTION_V3
 from torch_fidelity.utils import create_feature_extractor
-from torchvision.models import segmentation
+from torchvision.models import get_model
 from tqdm import tqdm
 
 from checkpoint import pick_device, replacing
@@ -49,8 +49,8 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "nearest training image": "in grey levels; far below the next line = copied; copied details do not show",
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
-HOW = ("IoU: of the pixels of all images together. SSIM: scikit-image, RGB, 11x11 Gaussian window. FID, KID: Inception of "
-       "torch-fidelity; KID: cubic kernel, all pairs of images. Distances: root mean square of 32x32 thumbnails")
+HOW = ("IoU: of the pixels of all images together. SSIM: scikit-image, RGB, 11x11 Gaussian window. FID, KID: Inception "
+       "of torch-fidelity; KID: cubic kernel, all pairs of images. Distances: root mean square of 32x32 thumbnails")
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
             "not the training, its seed or the segmenter. Copies in a draw raise FID: see how wide it is, not where")
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # window: 11x11
@@ -78,24 +78,22 @@ def mask_of(stem, settings, stems):
 
 
 def pair_up(real_files, args):
-    """The generated images to compare, [(stem of the mask, path, settings)], sorted.
-
-    Every stem is None where all were made without a mask, or with --unpaired. ValueError where pairs were expected.
-    """
+    """The generated images to compare, [(stem of its mask, path, settings)]; without pairs, every stem is None."""
     generated = []
     for name, path in find_images(args.fake).items():
-        settings = json.loads(open_image(path).info.get("settings", "{}"))
+        text = open_image(path).info.get("settings", "")
+        settings = json.loads(text) if text.startswith('{"mask": ') else {}  # not the text of another program
         stem, guidance = mask_of(name, settings, real_files)
         generated.append((stem, path, settings | {"guidance": guidance}))
     if args.unpaired or all(settings.get("mask", "") is None for *_, settings in generated):
         print("no pairs: all images of both folders are taken, and only FID and KID can compare them")
         return [(None, path, settings) for _, path, settings in generated]
-    paired = sorted(entry for entry in generated if entry[0] is not None)
     orphans = [path.stem for stem, path, _ in generated if stem is None]
-    if not paired:
+    if len(orphans) == len(generated):
         raise ValueError(f"{args.fake}: no image has the name of one in {args.real}. Found {orphans[0]!r}, ...; "
                          "expected <stem>, <stem>_<k> or <stem>_w<guidance>_seed<seed> with a stem such as "
                          f"{next(iter(real_files), 'none')!r}. FID and KID need no pairs: say --unpaired")
+    paired = sorted(entry for entry in generated if entry[0] is not None)
     chosen = [entry for entry in paired if args.guidance in (None, entry[2]["guidance"])]
     if len({settings["guidance"] for *_, settings in chosen}) != 1:
         guidances = ", ".join(sorted({str(settings["guidance"]) for *_, settings in paired}))
@@ -134,10 +132,9 @@ def read_images(paths, size=None, masks=(), colorbook=None):
 
 def build_segmenter(arch, num_classes):
     """A torchvision net without weights: normalised images (B, 3, H, W) to {"out": logits (B, num_classes, H, W)}."""
-    nets = {net.__name__: net for net in (segmentation.deeplabv3_resnet50, segmentation.lraspp_mobilenet_v3_large)}
-    if arch not in nets:
-        raise ValueError(f"no segmenter is called {arch!r}; there are {', '.join(nets)}")
-    return nets[arch](weights=None, weights_backbone=None, num_classes=num_classes)
+    if arch not in ("deeplabv3_resnet50", "lraspp_mobilenet_v3_large"):
+        raise ValueError(f"no segmenter is called {arch!r}; there are deeplabv3_resnet50, lraspp_mobilenet_v3_large")
+    return get_model(arch, weights=None, weights_backbone=None, num_classes=num_classes)
 
 
 def normalise(images):
@@ -171,9 +168,9 @@ def load_segmenter(name, colorbook, device):
     net.to(device).eval()
 
     label_ids = {label.lower().replace("_", " "): i for i, label in enumerate(labels)}
-    wanted = {k: label.lower().replace("_", " ") for k, label in enumerate(colorbook.names)}
-    known = {k: label_ids[label] for k, label in wanted.items() if label in label_ids}
-    missing = ", ".join(colorbook.names[k] for k in wanted if k not in known)
+    wanted = [label_ids.get(label.lower().replace("_", " ")) for label in colorbook.names]
+    known = {k: i for k, i in enumerate(wanted) if i is not None}
+    missing = ", ".join(label for k, label in enumerate(colorbook.names) if k not in known)
     if 2 * len(known) < len(colorbook):
         raise ValueError(f"{name}: a segmenter of other classes, {', '.join(labels)}: it lacks {missing} of "
                          f"{colorbook.source}. Train one on these (python -m experiments.segmenter), or name the "
@@ -324,31 +321,28 @@ def measure_features(real, generated, counts, inception, device):
     return numbers | {"KID": kernel_distance(x[1], y[1], *counts)}
 
 
-def thumbnails(images):
-    """Images (N, H, W, 3) as (N, 3072) float64: Euclidean distance is the root mean square difference of 32x32."""
-    small = in_batches(lambda batch: F.interpolate(batch.float(), size=(32, 32), mode="area"), images, "thumbnails")
-    return small.flatten(1).double() / 3072**0.5
+def measure_distances(real, generated, real_index, train, counts):
+    """How different are the images of one mask, and were images of train copied? With a sheet of the eight nearest."""
+    def thumbnails(images):  # (N, 3072); Euclidean distance is the root mean square difference of 32x32 pixels
+        small = in_batches(lambda batch: F.interpolate(batch.float(), size=(32, 32), mode="area"), images, "thumbnails")
+        return small.flatten(1).double() / 3072**0.5
 
-
-def measure_diversity(real, generated, real_index, counts):
-    """How different are the images of one mask, where it has several? The scale is how different real images are."""
-    several = np.flatnonzero(np.bincount(real_index) > 1)
-    of_mask = torch.from_numpy(real_index == several[:, None]).double()
-    within, between = (torch.cdist(x, x) for x in map(thumbnails, (generated, real)))
-    return {"distance within a mask": mean_of(mean_of_pairs(within, of_mask), counts[0][:, several]),
-            "distance between real images": mean_of_pairs(between, counts[0])}
-
-
-def measure_copies(real, generated, train, counts):
-    """Were images of train (N, H, W, 3) copied? With a sheet of the eight nearest."""
-    train = np.concatenate([train, train[:, :, ::-1]])  # training mirrors images
-    known = thumbnails(train)
-    distance, nearest = torch.cdist(thumbnails(generated), known).min(1)
-    of_real = torch.cdist(thumbnails(real), known).amin(1)
-    rows = [[generated[j], train[nearest[j]]] for j in distance.argsort()[:8]]
-    return {"nearest training image": mean_of(distance, counts[1]),
-            "nearest training image, of real ones": mean_of(of_real, counts[0]),
-            }, contact_sheet(rows, ["generated", "nearest in training"])
+    numbers, sheet, x, y = {}, None, thumbnails(real), thumbnails(generated)
+    if real_index is not None and len(set(real_index)) < len(real_index):
+        several = np.flatnonzero(np.bincount(real_index) > 1)
+        of_mask = torch.from_numpy(real_index == several[:, None]).double()
+        within = mean_of_pairs(torch.cdist(y, y), of_mask)
+        numbers["distance within a mask"] = mean_of(within, counts[0][:, several])
+        numbers["distance between real images"] = mean_of_pairs(torch.cdist(x, x), counts[0])
+    if train is not None:
+        train = np.concatenate([train, train[:, :, ::-1]])  # training mirrors images
+        known = thumbnails(train)
+        distance, nearest = torch.cdist(y, known).min(1)
+        numbers["nearest training image"] = mean_of(distance, counts[1])
+        numbers["nearest training image, of real ones"] = mean_of(torch.cdist(x, known).amin(1), counts[0])
+        rows = [[generated[j], train[nearest[j]]] for j in distance.argsort()[:8]]
+        sheet = contact_sheet(rows, ["generated", "nearest in training"])
+    return numbers, sheet
 
 
 # ---------------------------------------------------------------------------------------------------- the report
@@ -362,11 +356,11 @@ def evaluate(args):
         raise ValueError(f"--out {out}: a file or a folder of images; expected a folder of its own for the report")
 
     # what is compared: each generated image with the real one number real_index, or, without pairs, all with all
-    real_files, train_files, masks = find_images(split), find_images(args.train) if args.train else {}, {}
-    colorbook = split.resolve().with_name("colorbook.json")
-    if not colorbook.is_file():
-        colorbook = Path(__file__).with_name("colorbook.json")
-    colorbook = Colorbook.load(args.colorbook or colorbook)
+    real_files, masks = find_images(split), {}
+    train_files = list(find_images(args.train).values()) if args.train else []
+    beside = split.resolve().with_name("colorbook.json")
+    project = Path(__file__).with_name("colorbook.json")
+    colorbook = Colorbook.load(args.colorbook or (beside if beside.is_file() else project))
     if (split / "masks").is_dir():
         masks = list_files(split / "masks")
         real_files = {stem: path for stem, path, _ in match_pairs(real_files, masks, split)}
@@ -383,41 +377,32 @@ def evaluate(args):
     size = generated.shape[1:3]
     if stems and min(size) < 11:
         raise ValueError(f"{args.fake}: images of {size[0]}x{size[1]}; SSIM needs 11x11, its window, or more")
-    real, truth = read_images([real_files[stem] for stem in stems or real_files], size,
-                              [masks[stem] for stem in stems if masks], colorbook)
-    train = read_images(list(train_files.values()), size)[0] if train_files else None
+    real_masks = [masks[stem] for stem in stems if masks]
+    real, truth = read_images([real_files[stem] for stem in stems or real_files], size, real_masks, colorbook)
+    train = read_images(train_files, size)[0] if args.train else None
     out.mkdir(parents=True, exist_ok=True)
+    least = min(len(real), len(generated))
     print(f"{len(real)} real, {len(generated)} generated images of {size[0]}x{size[1]}")
 
-    numbers, sheets, counts = {}, {}, resample(len(real), len(generated), real_index)
+    numbers, counts = {}, resample(len(real), len(generated), real_index)
+    glance = contact_sheet([real[:8], generated[:8]])
     if stems:
-        columns = {"mask": truth[real_index]} if masks else {}
-        columns |= {"real": real[real_index], "generated": generated}
+        columns = {"real": real[real_index], "generated": generated}
+        if masks:
+            columns = {"mask": truth[real_index]} | columns
         if segment:
             columns["seen in real"] = in_batches(segment, real, "segmenter, real").numpy()[real_index]
             columns["seen in generated"] = in_batches(segment, generated, "segmenter, generated").numpy()
             numbers |= measure_masks(columns, counts[1], known, colorbook.names)
-        else:
-            print("no --segmenter, so whether masks are obeyed is not measured: experiments.segmenter trains one")
         both = zip(columns["real"], tqdm(generated, desc="SSIM", unit="pair", leave=False))
         ssim = torch.tensor([structural_similarity(*pair, channel_axis=-1, **SSIM) for pair in both])
         numbers["SSIM"] = mean_of(ssim, counts[1])
-        if len(pairs) > len(stems):
-            numbers |= measure_diversity(real, generated, real_index, counts)
-        rows = []
-        for j in ssim.numpy().argsort()[np.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().astype(int)]:
-            row = [column[j] for column in columns.values()]
-            rows.append([colorbook.paint(x) if x.ndim == 2 else x for x in row])
-        sheets["at_a_glance.png"] = contact_sheet(rows, list(columns))
-    else:
-        sheets["at_a_glance.png"] = contact_sheet([real[:8], generated[:8]])
-    if inception and min(len(real), len(generated)) > 1:
+        eight = ssim.argsort()[torch.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().long()]
+        shown = [[colorbook.paint(x) if x.ndim == 2 else x for x in column[eight]] for column in columns.values()]
+        glance = contact_sheet(list(zip(*shown)), list(columns))
+    if inception and least > 1:
         numbers |= measure_features(real, generated, counts, inception, device)
-    elif inception:
-        print("FID and KID are left out: they need two images on each side")
-    if train_files:
-        copies, sheets["nearest_training.png"] = measure_copies(real, generated, train, counts)
-        numbers |= copies
+    distances, copies = measure_distances(real, generated, real_index, train, counts)
 
     keys = ("checkpoint", "trained_steps", "weights", "sampler", "steps", "eta", "guidance")
     made_with = {key: sorted({s[key] for *_, s in pairs if s.get(key) is not None}, key=str) for key in keys}
@@ -426,36 +411,37 @@ def evaluate(args):
     if segment and segment.image_size not in (None, list(size)):
         warnings.append("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at "
                         "equal sizes only".format(args.segmenter, *segment.image_size, *size))
-    if inception and min(len(real), len(generated)) < 2048:
-        warnings.append("FID of fewer than 2048 images is too high by an amount that depends on N: compare at equal N")
-    write(out, numbers, sheets, {"n": f"{len(real)} real, {len(generated)} generated", "size": size, "how": HOW,
-                                 "interval": INTERVAL, "warnings": warnings, "generated with": made_with,
-                                 "settings": vars(args), "device": str(device)})
+    if inception and least < 2048:
+        warnings.append("FID of fewer than 2048 images is too high by an amount that depends on N: compare at equal N"
+                        + "; of one image there is none" * (least == 1))
+    write(out, numbers | distances, {"at_a_glance.png": glance, "nearest_training.png": copies}, {
+        "n": f"{len(real)} real, {len(generated)} generated", "how": HOW, "interval": INTERVAL, "warnings": warnings,
+        "size": size, "generated with": made_with, "settings": vars(args), "device": str(device)})
 
 
 def write(out, numbers, sheets, about):
     """The report on the screen and as a file; the old one and its sheets last until the new ones are complete."""
-    report, used = {}, {}
+    report, meanings = {}, {}
     for name, values in numbers.items():
         value, (low, high) = values[0].item(), interval(values)
         meaning = {part: MEANING[part] for part in name.split(": ") if part in MEANING}
+        meanings |= meaning
         report[name] = {"value": value if math.isfinite(value) else None,
                         "interval": [low, high] if low < high < math.inf else None,
                         "meaning": "; ".join(meaning.values())}
-        used |= meaning
         print(f"{name:44} {value:9.4f}" + f"  [{low:.4f}, {high:.4f}]" * (low < high))
     print(f"\n[ ] {INTERVAL}\n")
-    for part, meaning in used.items():
-        print(f"{part}: {meaning}")
-    for warning in about["warnings"]:
-        print(f"\nWARNING: {warning}")
+    print("\n".join(f"{part}: {meaning}" for part, meaning in meanings.items()))
+    print("".join(f"\nWARNING: {warning}" for warning in about["warnings"]))
+    text = json.dumps({"numbers": report} | about, indent=1, default=str)
     for name, sheet in sheets.items():
-        with replacing(out / name) as file:
-            sheet.save(file, "PNG")
+        if sheet is None:
+            (out / name).unlink(missing_ok=True)
+        else:
+            with replacing(out / name) as file:
+                sheet.save(file, "PNG")
     with replacing(out / "report.json") as file:
-        file.write(json.dumps({"numbers": report} | about, indent=1, default=str).encode())
-    for name in SHEETS - sheets.keys():
-        (out / name).unlink(missing_ok=True)
+        file.write(text.encode())
     print(f"\n{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

@@ -715,7 +715,7 @@ def generator(x):
 
 @pytest.mark.parametrize("harm, options, message", [
     (empty, [], r"val: no images in this folder"),
-    (None, ["--real", "{real}/.."], r"no images in this folder; expected some, or images/ in it, as in <data set>/test"),
+    (None, ["--real", "{real}/.."], r"no images in this folder; expected some, or images/ in it"),
     (None, ["--fake", "{real}/nowhere"], r"nowhere: no such folder"),
     (None, ["--train", "{real}/nowhere"], r"nowhere: no such folder"),
     (other_names, [], r"no image has the name of one in .*Found 'image0'.*such as .flat_100'.*--unpaired"),
@@ -733,8 +733,8 @@ def generator(x):
     (None, ["--out", "{judge}"], r"segmenter.pt: a file or a folder of images; expected a folder of its own"),
     (None, ["--inception-weights", "{real}/nowhere.pth"], r"nowhere.pth: not the weights of .*Inception.*https"),
     (None, ["--inception-weights", "{judge}"], r"segmenter.pt: not the weights of torch-fidelity's Inception.*https"),
-    (None, ["--segmenter", "{real}/images/flat_100.png"], r"flat_100.png: seen from .*not a segmenter's.*experiments.segm"),
-    (generator, ["--segmenter", "{real}/generator.pt"], r"generator.pt: .*not a segmenter's.*train.py's are generators"),
+    (None, ["--segmenter", "{real}/images/flat_100.png"], r"flat_100.png: seen from .*not a segmenter's.*experiments"),
+    (generator, ["--segmenter", "{real}/generator.pt"], r"generator.pt: .*not a segmenter's.*are generators"),
     (None, ["--segmenter", "{judge}", "--colorbook", "colorbook.json"],
      r"segmenter of other classes, road, sky, car, person: it lacks sidewalk"),
     (None, ["--device", "cpu", "--colorbook", "{real}/none.json"], r"none.json: no such file; expected a colorbook"),
