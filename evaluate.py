@@ -70,11 +70,9 @@ def find_images(folder):
 
 
 def mask_of(stem, settings, stems):
-    """By a generated image's settings or else its stem: the one of `stems` that it was made from, and its guidance."""
-    named = re.fullmatch(r"(.+)_w(\d+(?:\.\d+)?(?:e[+-]?\d+)?)_seed\d+", stem)
-    names = settings.get("mask"), stem, named and named[1], re.sub(r"_\d+$", "", stem)
-    guidance = settings.get("guidance", float(named[2]) if named else None)
-    return next((name for name in names if name in stems), None), guidance  # each may be None
+    """The one of `stems` that a generated image was made from, by its settings or else its own stem, or None."""
+    names = settings.get("mask"), stem, re.sub(r"_w[\d.e+-]+_seed\d+$", "", stem), re.sub(r"_\d+$", "", stem)
+    return next((name for name in names if name in stems), None)
 
 
 def pair_up(real_files, args):
@@ -82,22 +80,19 @@ def pair_up(real_files, args):
     generated = []
     for name, path in find_images(args.fake).items():
         text = open_image(path).info.get("settings", "")
-        settings = json.loads(text) if text.startswith('{"mask": ') else {}  # not the text of another program
-        stem, guidance = mask_of(name, settings, real_files)
-        generated.append((stem, path, settings | {"guidance": guidance}))
+        settings = json.loads(text) if text.startswith('{"mask": ') else {}  # else it is of another program
+        generated.append((mask_of(name, settings, real_files), path, settings))
     if args.unpaired or all(settings.get("mask", "") is None for *_, settings in generated):
         print("no pairs: all images of both folders are taken, and only FID and KID can compare them")
         return [(None, path, settings) for _, path, settings in generated]
     orphans = [path.stem for stem, path, _ in generated if stem is None]
-    if len(orphans) == len(generated):
-        raise ValueError(f"{args.fake}: no image has the name of one in {args.real}. Found {orphans[0]!r}, ...; "
-                         "expected <stem>, <stem>_<k> or <stem>_w<guidance>_seed<seed> with a stem such as "
-                         f"{next(iter(real_files), 'none')!r}. FID and KID need no pairs: say --unpaired")
     paired = sorted(entry for entry in generated if entry[0] is not None)
-    chosen = [entry for entry in paired if args.guidance in (None, entry[2]["guidance"])]
-    if len({settings["guidance"] for *_, settings in chosen}) != 1:
-        guidances = ", ".join(sorted({str(settings["guidance"]) for *_, settings in paired}))
-        raise ValueError(f"{args.fake} has images of guidance {guidances}: choose with --guidance W")
+    chosen = [entry for entry in paired if args.guidance in (None, entry[2].get("guidance"))]
+    if not chosen:
+        example, guidance = next(iter(real_files), "<stem>"), "any" if args.guidance is None else args.guidance
+        raise ValueError(f"{args.fake}: no image has the name of one in {args.real}, guidance {guidance}: "
+                         f"{path.stem!r}; expected {example!r}, <stem>_<k> or <stem>_w<guidance>_seed<seed>. FID and "
+                         "KID need no pairs: say --unpaired")
     for kind, names in (("generated", orphans), ("real", sorted(real_files.keys() - {stem for stem, *_ in chosen}))):
         if names:
             print(f"{len(names)} {kind} image(s) without a partner left out: {', '.join(names[:10])}")
@@ -127,9 +122,6 @@ def read_images(paths, size=None, masks=(), colorbook=None):
     return np.stack(images), np.stack(truth) if masks else None
 
 
-# --------------------------------------------------------------------------------------------------- segmenter
-
-
 def build_segmenter(arch, num_classes):
     """A torchvision net without weights: normalised images (B, 3, H, W) to {"out": logits (B, num_classes, H, W)}."""
     if arch not in ("deeplabv3_resnet50", "lraspp_mobilenet_v3_large"):
@@ -145,9 +137,8 @@ def normalise(images):
 def load_segmenter(name, colorbook, device):
     """The judge: a function from images (B, 3, H, W) uint8 to ids (B, H, W) uint8, and {class id: its label id}.
 
-    name is a checkpoint of experiments/segmenter.py, or a Mask2Former of transformers: its folder or name.
-    The function's image_size is the [H, W] of the images that it was trained on, or None where it is not known.
-    ValueError where it is neither, or knows less than half of the colorbook's classes.
+    name is a checkpoint of experiments/segmenter.py, or a Mask2Former of transformers. The function's image_size is
+    the [H, W] of its training images, or None. ValueError where it lacks more than half of the colorbook's classes.
     """
     state, processor = {}, None
     try:
@@ -170,7 +161,7 @@ def load_segmenter(name, colorbook, device):
     label_ids = {label.lower().replace("_", " "): i for i, label in enumerate(labels)}
     wanted = [label_ids.get(label.lower().replace("_", " ")) for label in colorbook.names]
     known = {k: i for k, i in enumerate(wanted) if i is not None}
-    missing = ", ".join(label for k, label in enumerate(colorbook.names) if k not in known)
+    missing = ", ".join(label for label, i in zip(colorbook.names, wanted) if i is None)
     if 2 * len(known) < len(colorbook):
         raise ValueError(f"{name}: a segmenter of other classes, {', '.join(labels)}: it lacks {missing} of "
                          f"{colorbook.source}. Train one on these (python -m experiments.segmenter), or name the "
@@ -202,8 +193,8 @@ def load_segmenter(name, colorbook, device):
 def resample(n, m, real_index, times=1000):
     """How often each of n real and m generated images counts, (1 + times, n) and (1 + times, m) float64.
 
-    Once in the first row, by a bootstrap draw in the others: real images are drawn with replacement, each with all that
-    was generated from its mask, the real image number real_index (m,); without pairs (None), both sets are drawn.
+    Once in the first row, as bootstrap draws in the others. Real images are drawn, each with all that was generated
+    from its mask, those of its number in real_index (m,); without pairs (None), both sets are drawn.
     """
     rng = np.random.default_rng(0)
     real, generated = (np.concatenate([np.ones((1, k)), rng.multinomial(k, [1 / k] * k, times)]) for k in (n, m))
@@ -276,18 +267,18 @@ def in_batches(function, images, title):
 
 def measure_masks(columns, counts, known, names):
     """Were the masks obeyed? columns has ids (m, H, W): "mask", "seen in real" and "seen in generated"."""
-    ids = {"real": columns["seen in real"], "generated": columns["seen in generated"]}
+    sides, numbers = {"real": columns["seen in real"], "generated": columns["seen in generated"]}, {}
     if "mask" in columns:  # without the classes that the segmenter does not know
-        ids["mask"] = np.where(np.isin(columns["mask"], list(known)), columns["mask"], UNLABELLED)
-    ids, numbers = {name: torch.from_numpy(x) for name, x in ids.items()}, {}
+        sides["mask"] = np.where(np.isin(columns["mask"], list(known)), columns["mask"], UNLABELLED)
     for column in ("generated / mask", "real / mask", "generated / real"):
         seen, true = column.split(" / ")
-        if true in ids:
-            matrices = [confusion_matrix(*pair, len(names)) for pair in zip(ids[true], ids[seen])]
+        if true in sides:
+            pairs = zip(torch.from_numpy(sides[true]), torch.from_numpy(sides[seen]))
+            matrices = [confusion_matrix(*pair, len(names)) for pair in pairs]
             scored = scores(torch.tensordot(counts, torch.stack(matrices).double(), 1))
             numbers[f"pixel accuracy: {column}"], numbers[f"mean IoU: {column}"], iou = map(torch.as_tensor, scored)
             numbers |= {f"IoU: {column}: {name}": iou[:, k] for k, name in enumerate(names)}
-    for score in ("pixel accuracy", "mean IoU") if "mask" in ids else ():
+    for score in ("pixel accuracy", "mean IoU") if "mask" in sides else ():
         ceiling = numbers[f"{score}: real / mask"]
         numbers[f"share of the ceiling: {score}"] = numbers[f"{score}: generated / mask"] / ceiling
     return numbers
@@ -314,11 +305,10 @@ def measure_features(real, generated, counts, inception, device):
         return torch.cat(inception(images.to(device)), dim=1).cpu()
 
     x, y = (in_batches(features, images, "Inception").double().split([64, 2048], 1) for images in (real, generated))
-    numbers, draws = {}, list(zip(counts[0][:101], counts[1][:101]))  # more would take too long
-    for layer, a, b in zip((64, 2048), x, y):
-        fid = [frechet_distance(a, b, *draw) for draw in tqdm(draws, desc=f"FID, layer {layer}", leave=False)]
-        numbers[f"FID, layer {layer}"] = torch.stack(fid)
-    return numbers | {"KID": kernel_distance(x[1], y[1], *counts)}
+    draws = list(zip(counts[0][:101], counts[1][:101]))  # more would take too long
+    early, late = (torch.stack([frechet_distance(a, b, *draw) for draw in tqdm(draws, desc="FID", leave=False)])
+                   for a, b in zip(x, y))
+    return {"FID, layer 64": early, "FID, layer 2048": late, "KID": kernel_distance(x[1], y[1], *counts)}
 
 
 def measure_distances(real, generated, real_index, train, counts):
@@ -345,9 +335,6 @@ def measure_distances(real, generated, real_index, train, counts):
     return numbers, sheet
 
 
-# ---------------------------------------------------------------------------------------------------- the report
-
-
 def evaluate(args):
     """One evaluation, from two folders to a report. ValueError or OSError for what the user can fix."""
     out, device, split = Path(args.out), pick_device(args.device), Path(args.real)
@@ -358,9 +345,8 @@ def evaluate(args):
     # what is compared: each generated image with the real one number real_index, or, without pairs, all with all
     real_files, masks = find_images(split), {}
     train_files = list(find_images(args.train).values()) if args.train else []
-    beside = split.resolve().with_name("colorbook.json")
-    project = Path(__file__).with_name("colorbook.json")
-    colorbook = Colorbook.load(args.colorbook or (beside if beside.is_file() else project))
+    books = [split.resolve().with_name("colorbook.json"), Path(__file__).with_name("colorbook.json")]
+    colorbook = Colorbook.load(args.colorbook or next(filter(Path.is_file, books), books[1]))
     if (split / "masks").is_dir():
         masks = list_files(split / "masks")
         real_files = {stem: path for stem, path, _ in match_pairs(real_files, masks, split)}
@@ -435,11 +421,11 @@ def write(out, numbers, sheets, about):
     print("".join(f"\nWARNING: {warning}" for warning in about["warnings"]))
     text = json.dumps({"numbers": report} | about, indent=1, default=str)
     for name, sheet in sheets.items():
-        if sheet is None:
-            (out / name).unlink(missing_ok=True)
-        else:
+        if sheet:
             with replacing(out / name) as file:
                 sheet.save(file, "PNG")
+        else:
+            (out / name).unlink(missing_ok=True)
     with replacing(out / "report.json") as file:
         file.write(text.encode())
     print(f"\n{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
