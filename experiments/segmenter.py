@@ -54,7 +54,7 @@ def match_masks(folder, masks_folder):
     images, masks = find_images(folder), list_files(masks_folder)
     used, orphans = {}, []
     for stem, path in images.items():
-        mask_stem = mask_of(stem, {}, masks)[0]
+        mask_stem = mask_of(stem, {}, masks)
         if mask_stem is None:
             orphans.append(stem)
         else:
