@@ -93,6 +93,9 @@ def pair_up(real_files, args):
         raise ValueError(f"{args.fake}: no image has the name of one in {args.real}, guidance {guidance}: "
                          f"{path.stem!r}; expected {example!r}, <stem>_<k> or <stem>_w<guidance>_seed<seed>. FID and "
                          "KID need no pairs: say --unpaired")
+    guidances = {settings.get("guidance") for *_, settings in chosen}
+    if len(guidances) > 1:
+        raise ValueError(f"{args.fake} has images of guidance {', '.join(map(str, guidances))}: choose with --guidance W")
     for kind, names in (("generated", orphans), ("real", sorted(real_files.keys() - {stem for stem, *_ in chosen}))):
         if names:
             print(f"{len(names)} {kind} image(s) without a partner left out: {', '.join(names[:10])}")
@@ -357,6 +360,8 @@ def evaluate(args):
     # by what: whatever is missing is found missing now, not after an hour
     segment, known = load_segmenter(args.segmenter, colorbook, device) if stems and args.segmenter else (None, {})
     inception = load_inception(args.inception_weights, device)
+    if not (stems or inception or train_files):
+        raise ValueError("without pairs, Inception's weights or --train nothing can be measured")
 
     # everything at the size of the generated images
     generated, _ = read_images([path for _, path, _ in pairs])
