@@ -5,7 +5,6 @@ import itertools
 import math
 import secrets
 import unicodedata
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -68,13 +67,11 @@ def list_files(folder, ending=""):
         raise ValueError(f"{folder}: {'a file, expected a folder' if Path(folder).exists() else 'no such folder'}")
     files = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or path.is_dir():
-            continue
-        if path.stem.endswith(ending):
+        visible = not path.name.startswith(".") and not path.is_dir()
+        if visible and path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
             stem = unicodedata.normalize("NFC", path.stem.removesuffix(ending))
             if stem in files:
-                raise ValueError(f"{path} and {files[stem].name} have the same stem, by which pairs are matched: "
-                                 "rename or delete one of them")
+                raise ValueError(f"{path} and {files[stem].name} have the same stem: rename or delete one of them")
             files[stem] = path
     return files
 
@@ -84,18 +81,9 @@ def match_pairs(images, masks, where):
     for kind, alone in (("image(s) without a mask", images.keys() - masks.keys()),
                         ("mask(s) without an image", masks.keys() - images.keys())):
         if alone:
-            names = ", ".join(sorted(alone)[:10]) + (" ..." if len(alone) > 10 else "")
-            print(f"{where}: {len(alone)} {kind} left out: {names}")
+            more = " ..." if len(alone) > 10 else ""
+            print(f"{where}: {len(alone)} {kind} left out: {', '.join(sorted(alone)[:10])}{more}")
     return [(stem, images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
-
-
-def check_split(root, split):
-    """ValueError, with the splits that exist, unless <root>/<split> has the folders images and masks."""
-    splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
-    if split not in splits:
-        found = "is a file" if root.is_file() else f"has the splits: {', '.join(splits) or 'none'}"
-        raise ValueError(f"{root} {found}; expected {split}/images and {split}/masks in it. Prepare the data first "
-                         "(python -m data.<name>.prepare), or set data.root to other data, data.val to another split")
 
 
 class Pairs:
@@ -110,31 +98,34 @@ class Pairs:
     """
 
     def __init__(self, root, split, size, memory_gb=4.0):
-        self.folder, self.size = Path(root) / split, tuple(size)
-        check_split(Path(root), split)
-        self.colorbook = Colorbook.load(Path(root) / "colorbook.json")
+        root, self.folder, self.size = Path(root), Path(root) / split, tuple(size)
+        splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
+        if split not in splits:
+            found = "is a file" if root.is_file() else f"has the splits: {', '.join(splits) or 'none'}"
+            raise ValueError(f"{root} {found}; expected {split}/images and {split}/masks in it. Prepare the data first "
+                             "(python -m data.<name>.prepare), or set data.root, or data.val to another split")
+        self.colorbook = Colorbook.load(root / "colorbook.json")
         images, masks = list_files(self.folder / "images"), list_files(self.folder / "masks")
         self.files = match_pairs(images, masks, self.folder)
         if not self.files:
             raise ValueError(f"{self.folder}: none of {len(images)} image(s) has its mask among {len(masks)}: "
                              f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
         shape = (len(self.files), 4, *self.size)
-        if memory_gb is None:
-            for _ in self.read():
-                pass
-        elif math.prod(shape) <= memory_gb * 2**30:
-            self.planes = torch.empty(shape, dtype=torch.uint8)
-            for i, planes in enumerate(self.read()):
-                self.planes[i] = torch.from_numpy(planes)
-        else:
+        if memory_gb is not None and math.prod(shape) > memory_gb * 2**30:
             self.planes = self.map_planes(shape)
+            return
+        planes = None if memory_gb is None else torch.empty(shape, dtype=torch.uint8)
+        for i, pair in enumerate(self.read()):
+            if planes is not None:
+                planes[i] = torch.from_numpy(pair)
+        self.planes = planes
 
     def __len__(self):
         return len(self.files)
 
     def read(self):
         """Yield the planes (4, H, W) of each pair; at the end print notes, or raise ValueError for all that is bad."""
-        notes, cuts, bad = Counter(), [], []
+        notes, bad, (h, w) = Counter(), [], self.size
         for _, *paths in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
             try:
                 image, (ids, kind, snapped) = read_image(paths[0]), read_mask(paths[1], self.colorbook)
@@ -142,43 +133,36 @@ class Pairs:
             except ValueError as error:
                 bad.append(str(error))
                 continue
-            (H, W), (h, w) = ids.shape, self.size
+            H, W = ids.shape
             notes[kind + (" with soft edges" if snapped else "")] += 1
             notes["enlarged (prepare the data with a larger --size)"] += H < h or W < w
-            cut = 1 - min(H * w / (W * h), W * h / (H * w))
-            cuts += [cut] * (cut > 0.1)
+            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += min(H * w / (W * h), W * h / (H * w)) < 0.9
             yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
         if bad:
             more = f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""
             raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; fix or delete them:\n"
                              + "\n".join(bad[:10]) + more)
-        if cuts:
-            notes[f"that lose up to {max(cuts):.0%} to the crop to {h}x{w} (height x width)"] = len(cuts)
         print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
 
     def map_planes(self, shape):
-        """Planes mapped from <split>/.planes_<H>x<W>_<key>.npy, written if missing; other files make another key."""
+        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; other files make another key."""
         state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for _, *pair in self.files for path in pair]
         key = hashlib.sha256(repr((state, self.colorbook.classes)).encode()).hexdigest()[:12]
-        path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}.npy"
+        path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}"
         partial = path.with_suffix(f".{secrets.token_hex(4)}")  # another process may be writing the same map
         gb = math.prod(shape) / 2**30
         try:
             if not path.exists():
                 with open(partial, "wb") as file:  # written, not mapped: on a full disk a mapping ends in a crash
-                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
                     file.writelines(self.read())
                 partial.replace(path)
         except OSError as error:
             raise OSError(f"{path} cannot be written: {error}. Make room there for {gb:.1f} GiB, or hold the pairs in "
                           "memory with a larger data.memory_gb") from error
         finally:
-            if partial.exists():
-                partial.unlink()
+            partial.unlink(missing_ok=True)
         print(f"{self.folder}: {len(self)} pairs, {gb:.1f} GiB mapped from {path.name}")
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
-        return torch.from_numpy(np.load(path, mmap_mode="r"))
+        return torch.from_file(str(path), size=math.prod(shape), dtype=torch.uint8).reshape(shape)
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
