@@ -89,10 +89,9 @@ def match_pairs(images, masks, where):
 class Pairs:
     """The pairs of <root>/<split>/{images,masks}, fitted to size (height, width); the classes: <root>/colorbook.json.
 
-    planes     (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
-               with memory_gb=None the files are only checked
-    files      [(stem, path of the image, path of the mask)], N of them
-    colorbook  the Colorbook
+    planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
+            with memory_gb=None the files are only checked
+    files   [(stem, path of the image, path of the mask)], N of them
 
     ValueError names the folders that are missing and the files that cannot be used.
     """
@@ -101,9 +100,9 @@ class Pairs:
         root, self.folder, self.size = Path(root), Path(root) / split, tuple(size)
         splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
         if split not in splits:
-            found = "is a file" if root.is_file() else f"has the splits: {', '.join(splits) or 'none'}"
-            raise ValueError(f"{root} {found}; expected {split}/images and {split}/masks in it. Prepare the data first "
-                             "(python -m data.<name>.prepare), or set data.root, or data.val to another split")
+            raise ValueError(f"{root} has the splits: {', '.join(splits) or 'none'}; expected {split}/images and "
+                             f"{split}/masks in it. Prepare the data first (python -m data.<name>.prepare), or set data.root, "
+                             "or data.val to another split")
         self.colorbook = Colorbook.load(root / "colorbook.json")
         images, masks = list_files(self.folder / "images"), list_files(self.folder / "masks")
         self.files = match_pairs(images, masks, self.folder)
@@ -111,14 +110,15 @@ class Pairs:
             raise ValueError(f"{self.folder}: none of {len(images)} image(s) has its mask among {len(masks)}: "
                              f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
         shape = (len(self.files), 4, *self.size)
-        if memory_gb is not None and math.prod(shape) > memory_gb * 2**30:
+        if memory_gb is None:
+            for _ in self.read():
+                pass
+        elif math.prod(shape) <= memory_gb * 2**30:
+            self.planes = torch.empty(shape, dtype=torch.uint8)
+            for i, planes in enumerate(self.read()):
+                self.planes[i] = torch.from_numpy(planes)
+        else:
             self.planes = self.map_planes(shape)
-            return
-        planes = None if memory_gb is None else torch.empty(shape, dtype=torch.uint8)
-        for i, pair in enumerate(self.read()):
-            if planes is not None:
-                planes[i] = torch.from_numpy(pair)
-        self.planes = planes
 
     def __len__(self):
         return len(self.files)
@@ -139,9 +139,9 @@ class Pairs:
             notes[f"that lose more than a tenth to the crop to {h}x{w}"] += min(H * w / (W * h), W * h / (H * w)) < 0.9
             yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
         if bad:
-            more = f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""
-            raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; fix or delete them:\n"
-                             + "\n".join(bad[:10]) + more)
+            more = [f"... and {len(bad) - 10} more"] * (len(bad) > 10)
+            raise ValueError("\n".join([f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; "
+                                        "fix or delete them:", *bad[:10], *more]))
         print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
 
     def map_planes(self, shape):
@@ -238,7 +238,7 @@ def to_uint8(x):
 def contact_sheet(rows, titles=(), least=128):
     """Rows of equally large (H, W, 3) uint8 images as one PIL image, enlarged so that each side is `least` or more."""
     H, W = rows[0][0].shape[:2]
-    scale, gap, top = -(-least // min(H, W)), 4, 18 if titles else 0
+    scale, gap, top = -(-least // min(H, W)), 4, 18 * bool(titles)
     cell_h, cell_w = H * scale + gap, W * scale + gap
     sheet = Image.new("RGB", (cell_w * max(map(len, rows)) + gap, cell_h * len(rows) + gap + top), "white")
     for r, row in enumerate(rows):

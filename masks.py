@@ -7,7 +7,6 @@
 import argparse
 import json
 import math
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -51,7 +50,7 @@ class Colorbook:
             else:
                 pairs = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list)
             if len(dict(pairs)) < len(pairs):
-                raise ValueError(f"a class stands in it twice: {', '.join(sorted(name for name, _ in pairs))}")
+                raise ValueError(f"a class stands in it twice: {[name for name, _ in pairs]}")
             return cls(dict(pairs), path)
         except Exception as error:  # torch raises many kinds for a broken file
             raise ValueError(f"{path}: not a colorbook ({{name: [r, g, b], ...}}) or checkpoint: {error}") from error
@@ -94,14 +93,15 @@ def read_mask(path, colorbook):
     Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids", "colours", or "colours
     (white taken as unlabelled)"), and the share 0..1 of pixels whose colour was off and had to be snapped to a class.
     Unlabelled is what is transparent and, in colours, black if no class is black and white if none is nearly white.
-    ValueError names the file, the unknown colours or ids, how many pixels have them, and the nearest class.
+    ValueError: unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
     if image.mode not in ("P", "L", "RGB", "RGBA"):
         raise ValueError(f"{path}: mode {image.mode}; expected palette, grey (ids) or RGB(A). Save it as an 8-bit PNG")
     rgba, values = np.array(image.convert("RGBA")), np.array(image)
     opaque = rgba[..., 3] >= 128
-    used, kind = np.unique(values[opaque]), {"L": "ids"}.get(image.mode, "colours")
+    kind = "ids" if image.mode == "L" else "colours"
+    used = np.unique(values[opaque]) if values.ndim == 2 else ()
     if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
         shown, ours = np.zeros((2, 256, 3), np.uint8)  # the colour of each id, in the file and in the colorbook
         palette = np.reshape(image.getpalette("RGB"), (-1, 3))
@@ -124,9 +124,8 @@ def check_ids(ids, colorbook, path):
     values, counts = np.unique(ids[(ids >= len(colorbook)) & (ids != UNLABELLED)], return_counts=True)
     if len(values):
         listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
-        raise ValueError(f"{path}: unknown class ids {listed}; expected 0..{len(colorbook) - 1} or 255 for unlabelled, "
-                         f"the nearest class is {len(colorbook) - 1} {colorbook.names[-1]!r}. Are these the ids of "
-                         "another colorbook, or colours that were saved as grey?")
+        raise ValueError(f"{path}: unknown class ids {listed}; expected 0..{len(colorbook) - 1} or 255 for unlabelled. "
+                         "Are these the ids of another colorbook, or colours that were saved as grey?")
     return ids
 
 
@@ -208,7 +207,7 @@ def snap(rgb, colors):
     index = (distance + 1000 * ~beside[:, row, column]).argmin(dim=0)
     index = torch.where(far | between, index, nearest)
     unknown = far & (spread <= 2)
-    if unknown.sum() <= 0.01 * (~solid).sum():  # a spot in a hard drawing is more, what looks like one in soft edges less
+    if unknown.sum() <= 0.01 * (~solid).sum():  # soft edges have a few pixels that look like a spot
         unknown = far & ((far & ~between).float().mean() > 0.25)  # a photograph
     return index.numpy(), unknown.numpy()
 
@@ -220,7 +219,7 @@ def dilate(planes):
 
 def save_mask(ids, path, colorbook):
     """Write class ids (H, W) uint8 as a palette PNG: pixel = id, palette = colorbook, unlabelled is black."""
-    image = Image.fromarray(np.ascontiguousarray(ids))
+    image = Image.fromarray(ids)
     image.putpalette(colorbook.colors.tobytes().ljust(768, b"\0"))
     image.save(path)
 
@@ -234,16 +233,15 @@ def one_hot(ids, num_classes):
 
 def draw_bars(colorbook, texts, lengths=None):
     """One line per class: its colour, its id and name, a text, and a bar of length 0..1."""
-    line, bar = 22, 0 if lengths is None else 400
-    image = Image.new("RGB", (300 + bar, line * len(colorbook) + 10), "white")
+    image = Image.new("RGB", (300 if lengths is None else 700, 22 * len(colorbook) + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    for k, name in enumerate(colorbook.names):
-        y, color = 5 + k * line, tuple(map(int, colorbook.colors[k]))
-        draw.rectangle([8, y + 2, 40, y + line - 4], color, "black")
-        draw.text((48, y + 2), f"{k:3d}  {name}", "black", font)
-        draw.text((190, y + 2), texts[k], "black", font)
-        if bar and lengths[k] > 0:
-            draw.rectangle([290, y + 2, 290 + lengths[k] * bar, y + line - 4], color, "black")
+    for k, (name, rgb) in enumerate(colorbook.classes.items()):
+        y = 7 + 22 * k
+        draw.rectangle([8, y, 40, y + 16], tuple(rgb), "black")
+        draw.text((48, y), f"{k:3d}  {name}", "black", font)
+        draw.text((190, y), texts[k], "black", font)
+        if lengths is not None and lengths[k] > 0:
+            draw.rectangle([290, y, 290 + 400 * lengths[k], y + 16], tuple(rgb), "black")
     return image
 
 
@@ -252,7 +250,6 @@ def main():
     parser.add_argument("--colorbook", default="colorbook.json", help="or a checkpoint.pt; default: %(default)s")
     parser.add_argument("--out", default="legend.png", help="default: %(default)s")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         colorbook = Colorbook.load(args.colorbook)
         draw_bars(colorbook, [str(tuple(rgb)) for rgb in colorbook.colors.tolist()]).save(args.out)

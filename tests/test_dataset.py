@@ -180,7 +180,7 @@ def test_missing_split(tmp_path):
 
 
 @pytest.mark.parametrize("place, words", [
-    ("", "is a file; expected train/images"), ("train", "has the splits: none; expected train/images"),
+    ("", "has the splits: none; expected train/images"), ("train", "has the splits: none; expected train/images"),
     ("train/images", "images: a file, expected a folder")])
 def test_a_file_as_folder(tmp_path, place, words):
     """A file where a folder belongs is refused with its name, not with an error of the system."""
