@@ -101,8 +101,8 @@ class Pairs:
         splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
         if split not in splits:
             raise ValueError(f"{root} has the splits: {', '.join(splits) or 'none'}; expected {split}/images and "
-                             f"{split}/masks in it. Prepare the data first (python -m data.<name>.prepare), or set data.root, "
-                             "or data.val to another split")
+                             f"{split}/masks in it. Prepare the data first (python -m data.<name>.prepare), or set "
+                             "data.root, or data.val to another split")
         self.colorbook = Colorbook.load(root / "colorbook.json")
         images, masks = list_files(self.folder / "images"), list_files(self.folder / "masks")
         self.files = match_pairs(images, masks, self.folder)

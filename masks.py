@@ -204,7 +204,7 @@ def snap(rgb, colors):
 
     row, column = torch.arange(H)[:, None] // 8, torch.arange(W) // 8  # the square of each pixel
     between = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
-    index = (distance + 1000 * ~beside[:, row, column]).argmin(dim=0)
+    index = (distance + (1000.0 * ~beside)[:, row, column]).argmin(dim=0)
     index = torch.where(far | between, index, nearest)
     unknown = far & (spread <= 2)
     if unknown.sum() <= 0.01 * (~solid).sum():  # soft edges have a few pixels that look like a spot
