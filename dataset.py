@@ -5,7 +5,6 @@ import itertools
 import math
 import secrets
 import unicodedata
-import warnings
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -68,13 +67,11 @@ def list_files(folder, ending=""):
         raise ValueError(f"{folder}: {'a file, expected a folder' if Path(folder).exists() else 'no such folder'}")
     files = {}
     for path in sorted(Path(folder).iterdir()):
-        if path.name.startswith(".") or path.suffix.lower() not in SUFFIXES or path.is_dir():
-            continue
-        if path.stem.endswith(ending):
+        visible = not path.name.startswith(".") and not path.is_dir()
+        if visible and path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
             stem = unicodedata.normalize("NFC", path.stem.removesuffix(ending))
             if stem in files:
-                raise ValueError(f"{path} and {files[stem].name} have the same stem, by which pairs are matched: "
-                                 "rename or delete one of them")
+                raise ValueError(f"{path} and {files[stem].name} have the same stem: rename or delete one of them")
             files[stem] = path
     return files
 
@@ -84,35 +81,29 @@ def match_pairs(images, masks, where):
     for kind, alone in (("image(s) without a mask", images.keys() - masks.keys()),
                         ("mask(s) without an image", masks.keys() - images.keys())):
         if alone:
-            names = ", ".join(sorted(alone)[:10]) + (" ..." if len(alone) > 10 else "")
-            print(f"{where}: {len(alone)} {kind} left out: {names}")
+            more = " ..." if len(alone) > 10 else ""
+            print(f"{where}: {len(alone)} {kind} left out: {', '.join(sorted(alone)[:10])}{more}")
     return [(stem, images[stem], masks[stem]) for stem in sorted(images.keys() & masks.keys())]
-
-
-def check_split(root, split):
-    """ValueError, with the splits that exist, unless <root>/<split> has the folders images and masks."""
-    splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
-    if split not in splits:
-        found = "is a file" if root.is_file() else f"has the splits: {', '.join(splits) or 'none'}"
-        raise ValueError(f"{root} {found}; expected {split}/images and {split}/masks in it. Prepare the data first "
-                         "(python -m data.<name>.prepare), or set data.root to other data, data.val to another split")
 
 
 class Pairs:
     """The pairs of <root>/<split>/{images,masks}, fitted to size (height, width); the classes: <root>/colorbook.json.
 
-    planes     (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
-               with memory_gb=None the files are only checked
-    files      [(stem, path of the image, path of the mask)], N of them
-    colorbook  the Colorbook
+    planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
+            with memory_gb=None the files are only checked
+    files   [(stem, path of the image, path of the mask)], N of them
 
     ValueError names the folders that are missing and the files that cannot be used.
     """
 
     def __init__(self, root, split, size, memory_gb=4.0):
-        self.folder, self.size = Path(root) / split, tuple(size)
-        check_split(Path(root), split)
-        self.colorbook = Colorbook.load(Path(root) / "colorbook.json")
+        root, self.folder, self.size = Path(root), Path(root) / split, tuple(size)
+        splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
+        if split not in splits:
+            raise ValueError(f"{root} has the splits: {', '.join(splits) or 'none'}; expected {split}/images and "
+                             f"{split}/masks in it. Prepare the data first (python -m data.<name>.prepare), or set "
+                             "data.root, or data.val to another split")
+        self.colorbook = Colorbook.load(root / "colorbook.json")
         images, masks = list_files(self.folder / "images"), list_files(self.folder / "masks")
         self.files = match_pairs(images, masks, self.folder)
         if not self.files:
@@ -134,7 +125,7 @@ class Pairs:
 
     def read(self):
         """Yield the planes (4, H, W) of each pair; at the end print notes, or raise ValueError for all that is bad."""
-        notes, cuts, bad = Counter(), [], []
+        notes, bad, (h, w) = Counter(), [], self.size
         for _, *paths in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
             try:
                 image, (ids, kind, snapped) = read_image(paths[0]), read_mask(paths[1], self.colorbook)
@@ -142,43 +133,36 @@ class Pairs:
             except ValueError as error:
                 bad.append(str(error))
                 continue
-            (H, W), (h, w) = ids.shape, self.size
+            H, W = ids.shape
             notes[kind + (" with soft edges" if snapped else "")] += 1
             notes["enlarged (prepare the data with a larger --size)"] += H < h or W < w
-            cut = 1 - min(H * w / (W * h), W * h / (H * w))
-            cuts += [cut] * (cut > 0.1)
+            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += min(H * w / (W * h), W * h / (H * w)) < 0.9
             yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
         if bad:
-            more = f"\n... and {len(bad) - 10} more" if len(bad) > 10 else ""
-            raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; fix or delete them:\n"
-                             + "\n".join(bad[:10]) + more)
-        if cuts:
-            notes[f"that lose up to {max(cuts):.0%} to the crop to {h}x{w} (height x width)"] = len(cuts)
+            more = [f"... and {len(bad) - 10} more"] * (len(bad) > 10)
+            raise ValueError("\n".join([f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; "
+                                        "fix or delete them:", *bad[:10], *more]))
         print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
 
     def map_planes(self, shape):
-        """Planes mapped from <split>/.planes_<H>x<W>_<key>.npy, written if missing; other files make another key."""
+        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; other files make another key."""
         state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for _, *pair in self.files for path in pair]
         key = hashlib.sha256(repr((state, self.colorbook.classes)).encode()).hexdigest()[:12]
-        path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}.npy"
+        path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}"
         partial = path.with_suffix(f".{secrets.token_hex(4)}")  # another process may be writing the same map
         gb = math.prod(shape) / 2**30
         try:
             if not path.exists():
                 with open(partial, "wb") as file:  # written, not mapped: on a full disk a mapping ends in a crash
-                    header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-                    np.lib.format.write_array_header_1_0(file, header)
                     file.writelines(self.read())
                 partial.replace(path)
         except OSError as error:
             raise OSError(f"{path} cannot be written: {error}. Make room there for {gb:.1f} GiB, or hold the pairs in "
                           "memory with a larger data.memory_gb") from error
         finally:
-            if partial.exists():
-                partial.unlink()
+            partial.unlink(missing_ok=True)
         print(f"{self.folder}: {len(self)} pairs, {gb:.1f} GiB mapped from {path.name}")
-        warnings.filterwarnings("ignore", "The given NumPy array is not writable")  # nobody writes to it
-        return torch.from_numpy(np.load(path, mmap_mode="r"))
+        return torch.from_file(str(path), size=math.prod(shape), dtype=torch.uint8).reshape(shape)
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
@@ -254,7 +238,7 @@ def to_uint8(x):
 def contact_sheet(rows, titles=(), least=128):
     """Rows of equally large (H, W, 3) uint8 images as one PIL image, enlarged so that each side is `least` or more."""
     H, W = rows[0][0].shape[:2]
-    scale, gap, top = -(-least // min(H, W)), 4, 18 if titles else 0
+    scale, gap, top = -(-least // min(H, W)), 4, 18 * bool(titles)
     cell_h, cell_w = H * scale + gap, W * scale + gap
     sheet = Image.new("RGB", (cell_w * max(map(len, rows)) + gap, cell_h * len(rows) + gap + top), "white")
     for r, row in enumerate(rows):

@@ -7,7 +7,6 @@
 import argparse
 import json
 import math
-import sys
 import warnings
 from collections import Counter
 from pathlib import Path
@@ -50,9 +49,8 @@ class Colorbook:
                 pairs = list(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["colorbook"].items())
             else:
                 pairs = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list)
-            repeated = [name for name, n in Counter(name for name, _ in pairs).items() if n > 1]
-            if repeated:
-                raise ValueError(f"the class {repeated[0]!r} stands in it twice")
+            if len(dict(pairs)) < len(pairs):
+                raise ValueError(f"a class stands in it twice: {[name for name, _ in pairs]}")
             return cls(dict(pairs), path)
         except Exception as error:  # torch raises many kinds for a broken file
             raise ValueError(f"{path}: not a colorbook ({{name: [r, g, b], ...}}) or checkpoint: {error}") from error
@@ -84,10 +82,9 @@ def open_image(path):
         return image
     except Exception as error:  # Pillow raises many kinds for a broken file
         size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
-        remedy = "expected a complete file of one frame. Download it again, or save it as a PNG"
-        if "DecompressionBomb" in type(error).__name__:
-            remedy = f"expected at most {Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down (a mask without smoothing)"
-        raise ValueError(f"{path}{size}: not readable as an image: {error}; {remedy}") from error
+        raise ValueError(f"{path}{size}: not readable as an image: {error}; expected a complete file of one frame, at "
+                         f"most {Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it down if it is larger "
+                         "(a mask without smoothing)") from error
 
 
 def read_mask(path, colorbook):
@@ -96,17 +93,18 @@ def read_mask(path, colorbook):
     Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids", "colours", or "colours
     (white taken as unlabelled)"), and the share 0..1 of pixels whose colour was off and had to be snapped to a class.
     Unlabelled is what is transparent and, in colours, black if no class is black and white if none is nearly white.
-    ValueError names the file, the unknown colours or ids, how many pixels have them, and the nearest class.
+    ValueError: unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
     if image.mode not in ("P", "L", "RGB", "RGBA"):
         raise ValueError(f"{path}: mode {image.mode}; expected palette, grey (ids) or RGB(A). Save it as an 8-bit PNG")
-    rgba, values, kind = np.array(image.convert("RGBA")), np.array(image), "colours"
+    rgba, values = np.array(image.convert("RGBA")), np.array(image)
     opaque = rgba[..., 3] >= 128
-    rgba[~opaque] = 0
+    kind = "ids" if image.mode == "L" else "colours"
+    used = np.unique(values[opaque]) if values.ndim == 2 else ()
     if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
         shown, ours = np.zeros((2, 256, 3), np.uint8)  # the colour of each id, in the file and in the colorbook
-        palette, used = np.reshape(image.getpalette("RGB"), (-1, 3)), np.unique(values[opaque])
+        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
         shown[: len(palette)], ours[: len(colorbook)] = palette, colorbook.colors
         if not (shown[UNLABELLED] == colorbook.colors).all(axis=1).any():
             ours[UNLABELLED] = shown[UNLABELLED]  # unlabelled may be shown in any colour
@@ -114,17 +112,10 @@ def read_mask(path, colorbook):
             kind = "palette"
         elif (shown[used] == used[:, None]).all() and (shown[1] == 1).all():  # a ramp of greys
             kind = "ids"
-    if image.mode == "L":
-        with Image.open(path) as unread:
-            coding = f"{image.format} {unread.tile[0][3]}"  # "L;2" or "L;4" bits were scaled to 0..255
-        if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
-            raise ValueError(f"{path}: grey in {coding}; expected exact ids, without loss. Save it as an 8-bit PNG")
-        kind = "ids"
     if kind == "colours":
-        tolerance = 0.03 if image.mode == "P" else 0.01  # a reduced palette may have lost the color of a small stroke
-        return snap_colors(rgba[..., :3], opaque, colorbook, path, tolerance)
+        return read_colors(np.where(opaque[..., None], rgba[..., :3], 0), opaque, colorbook, path)
     if kind == "ids":
-        check_grey(np.unique(values[opaque]).tolist(), colorbook, path)
+        check_grey(image, used.tolist(), colorbook, path)
     return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), kind, 0.0
 
 
@@ -133,18 +124,21 @@ def check_ids(ids, colorbook, path):
     values, counts = np.unique(ids[(ids >= len(colorbook)) & (ids != UNLABELLED)], return_counts=True)
     if len(values):
         listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
-        raise ValueError(f"{path}: unknown class ids {listed}; expected 0..{len(colorbook) - 1} or 255 for unlabelled, "
-                         f"the nearest class is {len(colorbook) - 1} {colorbook.names[-1]!r}. Are these the ids of "
-                         "another colorbook, or colours that were saved as grey?")
+        raise ValueError(f"{path}: unknown class ids {listed}; expected 0..{len(colorbook) - 1} or 255 for unlabelled. "
+                         "Are these the ids of another colorbook, or colours that were saved as grey?")
     return ids
 
 
-def check_grey(used, colorbook, path):
-    """ValueError if the values of a grey mask may be colours: programs save a drawing in black and white as grey.
+def check_grey(image, used, colorbook, path):
+    """ValueError if the values used in a grey mask are not ids as they were saved, or may be colours saved as grey.
 
-    They may be if each is the grey of a class, or black or white, at least one is of a class, and as ids they would be
-    other classes. So {0, 255} is class 0 and unlabelled, unless a class is white, or one other than class 0 is black.
+    They may be if each is black, white or the grey of a class, one at least that of a class with another id.
     """
+    if image.mode == "L":
+        with Image.open(path) as unread:
+            coding = f"{image.format} {unread.tile[0][3]}"  # "L;2" or "L;4" bits were scaled to 0..255
+        if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
+            raise ValueError(f"{path}: grey in {coding}; expected exact ids, without loss. Save it as an 8-bit PNG")
     greys = {rgb[0]: k for k, rgb in enumerate(colorbook.colors.tolist()) if len(set(rgb)) == 1}
     meant = {v: greys.get(v, UNLABELLED) for v in used}
     if greys.keys() & meant and meant.keys() <= greys.keys() | {0, 255} and any(v != k for v, k in meant.items()):
@@ -154,12 +148,8 @@ def check_grey(used, colorbook, path):
                          "8-bit PNG, in RGB if these are colours, with a palette if they are ids")
 
 
-def snap_colors(rgb, opaque, colorbook, path, tolerance):
-    """Colours (H, W, 3) uint8, black where not opaque, to what read_mask() returns.
-
-    ValueError where unknown pixels are more than `tolerance` of those that are not solid (see snap): a foreign spot in
-    a hard drawing is all of them, what only looks like one along soft edges is a few.
-    """
+def read_colors(rgb, opaque, colorbook, path):
+    """Colours (H, W, 3) uint8, black where not opaque (H, W), to what read_mask() returns; ValueError as there."""
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
     for name, shade, near in (("unlabelled", 0, 0), ("unlabelled (white)", 255, REACH)):
         if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class has that colour
@@ -171,12 +161,17 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
     else:
         step = math.ceil(math.sqrt(off.size / LARGEST))
         part = np.s_[step // 2 :: step, step // 2 :: step]
-        index, solid, unknown = snap(rgb[part], colors)
-        if unknown.sum() > tolerance * (~solid).sum():
-            foreign = codes[off & np.isin(codes, codes[part][unknown])]
+        index, unknown = snap(rgb[part], colors)
+        foreign = codes[off & np.isin(codes, codes[part][unknown])]
+        if len(foreign):
+            listed = []
+            for code, n in Counter(foreign.tolist()).most_common(5):
+                color = code >> 16, code >> 8 & 255, code & 255
+                k = np.linalg.norm(colors - color, axis=1).argmin()
+                listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
             raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in "
-                             f"no class of the colorbook: {describe_colors(foreign, colors, names)}. Paint with the "
-                             f"colours that `python masks.py --colorbook {colorbook.source}` draws")
+                             f"no class of the colorbook: {'; '.join(listed)}. Paint with the colours that "
+                             f"`python masks.py --colorbook {colorbook.source}` draws")
         y, x = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(off.shape, index.shape))
         index = index[y[:, None], x]  # as large as the file again
     ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
@@ -184,59 +179,47 @@ def snap_colors(rgb, opaque, colorbook, path, tolerance):
     return ids, "colours (white taken as unlabelled)" if white else "colours", float(off.mean())
 
 
-def describe_colors(codes, colors, names):
-    """The commonest of codes (red << 16 | green << 8 | blue), how many pixels have them, and the nearest of colors."""
-    listed = []
-    for code, n in Counter(codes.tolist()).most_common(5):
-        color = code >> 16, code >> 8 & 255, code & 255
-        k = np.linalg.norm(colors - color, axis=1).argmin()
-        listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
-    return "; ".join(listed)
-
-
 def snap(rgb, colors):
     """Which of colors each pixel of a drawing with soft edges was painted in.
 
-    rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors, what is solid, what is unknown, each (H, W).
+    rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors (H, W), and what is unknown (H, W) bool.
     Solid: a pixel that is like the eight around it and near one of colors, or it and they are exact. Every other pixel
-    takes the nearest of the colors that are solid close by, so never a third one that lies between them; how close by
-    grows until its own color lies between theirs. If it never does, it is part of a thin stroke: of a color that is
-    near, or else taken for what is beside it. Unknown: what has an interior of its own, even and near none of colors.
+    takes the nearest of the colors that are solid close by, so never a third one that lies between them, unless it is
+    part of a thin stroke: near another color that does not. Unknown: an even spot near none of colors, or a photograph.
     """
     (H, W), K = rgb.shape[:2], len(colors)
-    planes, colors = torch.tensor(rgb).permute(2, 0, 1).float(), torch.tensor(colors).float()  # (3, H, W), (K, 3)
-    distance = torch.cdist(planes.flatten(1).T, colors).T.reshape(K, H, W)
+    rgb, colors = torch.tensor(rgb).float(), torch.tensor(colors).float()
+    distance = torch.cdist(rgb.flatten(0, 1), colors).T.reshape(K, H, W)
     off, nearest = distance.min(dim=0)
-    far = off > REACH
+    far, planes = off > REACH, rgb.permute(2, 0, 1)
     spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
-    solid = ~far & (spread <= 4) | (dilate((off > 0)[None].float())[0] == 0)
-    index, explained, (v, u) = nearest.clone(), solid.clone(), torch.nonzero(solid, as_tuple=True)
-    for side in (4, 8, 16):  # close by: the square of so many pixels that holds the pixel, and the eight around it
-        present = torch.zeros(K, -(-H // side), -(-W // side))
-        present[nearest[v, u], v // side, u // side] = 1
-        beside = dilate(present) > 0
-        low = torch.where(beside[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
-        high = torch.where(beside[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
-        y, x = torch.nonzero(~explained, as_tuple=True)
-        row, column, color = y // side, x // side, planes[:, y, x].T
-        index[y, x] = (distance[:, y, x] + 1000 * ~beside[:, row, column]).argmin(dim=0)
-        explained[y, x] = ((low[row, column] <= color) & (color <= high[row, column])).all(dim=1)
-    thin = ~explained & ~far
-    index[thin], explained = nearest[thin], explained | thin
-    wide = -dilate(-(far & (spread <= 2))[None].float(), 5)[0] > 0  # 7x7 of one color, even between those beside it
-    photograph = (~explained).float().mean() > 0.25
-    unknown = ~explained & (photograph | far & (spread <= 8)) | wide
-    return index.numpy(), solid.numpy(), unknown.numpy()
+    solid = ~far & (spread <= 8) | (dilate(off[None])[0] == 0)
+
+    y, x = torch.nonzero(solid, as_tuple=True)
+    present = torch.zeros(K, -(-H // 8), -(-W // 8))  # the colors that are solid in each square of 8x8 pixels
+    present[nearest[y, x], y // 8, x // 8] = 1
+    beside = dilate(present) > 0  # ... or in one of the eight squares around it
+    low = torch.where(beside[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
+    high = torch.where(beside[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
+
+    row, column = torch.arange(H)[:, None] // 8, torch.arange(W) // 8  # the square of each pixel
+    between = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
+    index = (distance + (1000.0 * ~beside)[:, row, column]).argmin(dim=0)
+    index = torch.where(far | between, index, nearest)
+    unknown = far & (spread <= 2)
+    if unknown.sum() <= 0.01 * (~solid).sum():  # soft edges have a few pixels that look like a spot
+        unknown = far & ((far & ~between).float().mean() > 0.25)  # a photograph
+    return index.numpy(), unknown.numpy()
 
 
-def dilate(planes, side=3):
-    """The largest value of planes (C, H, W) in the side x side pixels around each."""
-    return F.max_pool2d(planes, side, 1, side // 2)
+def dilate(planes):
+    """The largest value of planes (C, H, W) in the 3x3 pixels around each."""
+    return F.max_pool2d(planes, 3, 1, 1)
 
 
 def save_mask(ids, path, colorbook):
     """Write class ids (H, W) uint8 as a palette PNG: pixel = id, palette = colorbook, unlabelled is black."""
-    image = Image.fromarray(np.ascontiguousarray(ids))
+    image = Image.fromarray(ids)
     image.putpalette(colorbook.colors.tobytes().ljust(768, b"\0"))
     image.save(path)
 
@@ -250,16 +233,15 @@ def one_hot(ids, num_classes):
 
 def draw_bars(colorbook, texts, lengths=None):
     """One line per class: its colour, its id and name, a text, and a bar of length 0..1."""
-    line, bar = 22, 0 if lengths is None else 400
-    image = Image.new("RGB", (300 + bar, line * len(colorbook) + 10), "white")
+    image = Image.new("RGB", (300 if lengths is None else 700, 22 * len(colorbook) + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-    for k, name in enumerate(colorbook.names):
-        y, color = 5 + k * line, tuple(map(int, colorbook.colors[k]))
-        draw.rectangle([8, y + 2, 40, y + line - 4], color, "black")
-        draw.text((48, y + 2), f"{k:3d}  {name}", "black", font)
-        draw.text((190, y + 2), texts[k], "black", font)
-        if bar and lengths[k] > 0:
-            draw.rectangle([290, y + 2, 290 + lengths[k] * bar, y + line - 4], color, "black")
+    for k, (name, rgb) in enumerate(colorbook.classes.items()):
+        y = 7 + 22 * k
+        draw.rectangle([8, y, 40, y + 16], tuple(rgb), "black")
+        draw.text((48, y), f"{k:3d}  {name}", "black", font)
+        draw.text((190, y), texts[k], "black", font)
+        if lengths is not None and lengths[k] > 0:
+            draw.rectangle([290, y, 290 + 400 * lengths[k], y + 16], tuple(rgb), "black")
     return image
 
 
@@ -268,7 +250,6 @@ def main():
     parser.add_argument("--colorbook", default="colorbook.json", help="or a checkpoint.pt; default: %(default)s")
     parser.add_argument("--out", default="legend.png", help="default: %(default)s")
     args = parser.parse_args()
-    sys.stdout.reconfigure(errors="backslashreplace")
     try:
         colorbook = Colorbook.load(args.colorbook)
         draw_bars(colorbook, [str(tuple(rgb)) for rgb in colorbook.colors.tolist()]).save(args.out)
