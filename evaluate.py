@@ -95,7 +95,7 @@ def pair_up(real_files, args):
                          "KID need no pairs: say --unpaired")
     guidances = {settings.get("guidance") for *_, settings in chosen}
     if len(guidances) > 1:
-        raise ValueError(f"{args.fake} has images of guidance {', '.join(map(str, guidances))}: choose with --guidance W")
+        raise ValueError(f"{args.fake}: guidance {', '.join(map(str, guidances))} are mixed: choose with --guidance W")
     for kind, names in (("generated", orphans), ("real", sorted(real_files.keys() - {stem for stem, *_ in chosen}))):
         if names:
             print(f"{len(names)} {kind} image(s) without a partner left out: {', '.join(names[:10])}")

@@ -408,15 +408,14 @@ def test_shuffled_pairing_is_noticed_by_ssim_and_iou_alone(command, real, fake, 
 
 
 def test_what_sample_writes(command, tiny, grainy_root, tmp_path, monkeypatch):
-    """What sample.py wrote is evaluated as it is; mixed settings have a warning, and the report has them."""
+    """What sample.py wrote is evaluated as it is, at one guidance; mixed settings have a warning."""
     train(tiny(train__steps=2, train__val_every=2, train__save_every=2, train__preview_every=2))
     monkeypatch.setattr(sys, "argv", [str(x) for x in (
         "sample.py", "--checkpoint", tmp_path / "run" / "checkpoint.pt", "--n", 2, "--guidance", "1,3",
         "--mask", grainy_root / "test" / "masks", "--out", tmp_path / "out")])
     sample.main()
-    report = command("--real", grainy_root / "test", "--fake", tmp_path / "out")
-    assert any("mixes images of different guidance: 1.0, 3.0" in warning for warning in report["warnings"])
-    assert report["n"] == "5 real, 20 generated"
+    with pytest.raises(SystemExit, match="error: .*guidance 1.0, 3.0 are mixed: choose with --guidance"):
+        command("--real", grainy_root / "test", "--fake", tmp_path / "out")
     report = command("--real", grainy_root / "test", "--fake", tmp_path / "out", "--guidance", 3,
                      "--train", grainy_root / "train")
     assert report["n"] == "5 real, 10 generated"
