@@ -117,37 +117,31 @@ def read_checkpoint(path):
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train.py makes one, sample.py --checkpoint "
                                 "names another. Relative paths start in the current folder")
-    expected = "expected a complete checkpoint.pt that train.py has written"
     try:
         with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
             damaged = archive.testzip()
         if damaged:
             raise ValueError(f"{damaged} in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except pickle.UnpicklingError as error:
-        raise ValueError(f"{path}: not loaded: it holds more than tensors, numbers and texts, which could run a "
-                         f"program; {expected}") from error
-    except (PermissionError, MemoryError):  # no fault of the file
-        raise
-    except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
-        cut = isinstance(error, zipfile.BadZipFile)
-        reason = "it is cut off or of another kind" if cut else str(error).partition("\n")[0]
-        raise ValueError(f"{path}: not readable as a checkpoint: {reason}; {expected}") from error
-    try:
         if state.get("format", FORMAT) > FORMAT:
-            raise ValueError(f"it was written by a newer version of this program (format {state['format']}, this one "
-                             f"knows {FORMAT}): update the program")
+            raise ValueError(f"its format {state['format']} is newer than this program's {FORMAT}: update the program")
         state["config"] = complete(state["config"], "its config")
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in "ema", "model":
             model.load_state_dict(dict(state[weights]), assign=True)  # a dict of its own: torch notes `assign` in it
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
-    except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
-        reason = f"{error} is missing" if isinstance(error, KeyError) else " ".join(str(error).split("\n")[:3])
-        raise ValueError(f"{path}: not a checkpoint of this project, or one whose parts do not fit: {reason}; "
-                         + expected) from error
-    return state
+        return state
+    except (PermissionError, MemoryError):  # no fault of the file
+        raise
+    except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
+        reason = " ".join(str(error).split("\n")[:3]) + " is missing" * isinstance(error, KeyError)
+        if isinstance(error, pickle.UnpicklingError):
+            reason = "it holds more than tensors, numbers and texts, which could run a program"
+        if isinstance(error, zipfile.BadZipFile):
+            reason = "it is cut off or of another kind"
+        raise ValueError(f"{path}: not a checkpoint of this project, or a damaged one: {reason}; expected a complete "
+                         "checkpoint.pt that train.py has written") from error
 
 
 def load_checkpoint(path):
@@ -162,12 +156,8 @@ def load_checkpoint(path):
     except (ValueError, OSError) as error:
         if not previous.is_file():
             raise
-        try:
-            state = read_checkpoint(previous)
-        except (ValueError, OSError) as second:
-            raise ValueError(f"{error}\n{second}") from second
-        print(f"{error}\n{previous}: used instead, step {state['step']}")
-        return state | {"path": previous}
+        print(f"{error}\n{previous}: used instead")
+        return read_checkpoint(previous) | {"path": previous}
 
 
 def random_state(device, state=None):
@@ -195,14 +185,13 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
         raise ValueError(f"{state['path']} lacks {', '.join(missing)}: it can be sampled from, but not resumed")
     old, new = flatten(state["config"]), flatten(cfg)
     changed = {key: f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]}
-    fixed = {key: changed[key] for key in changed if key.startswith(("model.", "diffusion."))}
+    fixed = [text for key, text in changed.items() if key.startswith(("model.", "diffusion."))]
     classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())  # their order is the ids
-    differ = next((f"class {before} was there, is {after}" for before, after in classes if before != after), None)
-    if fixed or differ:
-        raise ValueError(f"{path}: a checkpoint cannot be resumed with another network or colorbook: "
-                         + "; ".join([*fixed.values(), *filter(None, [differ])]))
-    for key in changed:
-        print(f"resuming: {changed[key]}")
+    fixed += [f"class {before} was there, is {after}" for before, after in classes if before != after][:1]
+    if fixed:
+        raise ValueError(f"{path} cannot be resumed with another network or colorbook: {'; '.join(fixed)}")
+    for text in changed.values():
+        print(f"resuming: {text}")
     if state["path"] != path and path.exists():
         with suppress(FileNotFoundError):  # another process was faster
             os.replace(path, path.with_name(path.name + ".damaged"))

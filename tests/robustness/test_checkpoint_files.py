@@ -173,7 +173,7 @@ def changed(state, **parts):
 
 
 CHANGES = {
-    "newer": ({"format": 2}, ["newer version", "format 2", "update"]),
+    "newer": ({"format": 2}, ["newer", "format 2", "update"]),
     "format": ({"format": "x"}, []),
     "no ema": ({"ema": None}, ["'ema' is missing"]), "no model": ({"model": None}, ["'model' is missing"]),
     "no config": ({"config": None}, ["'config' is missing"]),
@@ -225,7 +225,7 @@ def test_older_and_longer_checkpoints(tmp_path, state):
 
 
 @pytest.mark.parametrize("kind, words", [
-    ("another network", "size mismatch"), ("a text", "not readable"), ("a folder", "folder"), ("nothing", "no such")])
+    ("another network", "size mismatch"), ("a text", "damaged one"), ("a folder", "folder"), ("nothing", "no such")])
 def test_sample_with_a_wrong_checkpoint(tmp_path, state, monkeypatch, kind, words):
     """sample.py ends in one line that names the checkpoint, and makes no folder for images."""
     path = tmp_path / "odd.pt"
