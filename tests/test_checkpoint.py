@@ -321,7 +321,8 @@ def test_the_one_before_is_used_for_sampling_and_its_path_is_told(trained, capsy
     state = load_checkpoint(trained / "checkpoint.pt")
     assert state["step"] == 2 and state["path"] == trained / "checkpoint.pt.previous" and files(trained) == before
     out = capsys.readouterr().out
-    assert f"{trained / 'checkpoint.pt'}: not a checkpoint of this project, or a damaged one" in out and "used instead" in out
+    assert f"{trained / 'checkpoint.pt'}: not a checkpoint of this project, or a damaged one" in out
+    assert f"{trained / 'checkpoint.pt.previous'}: used instead" in out
 
 
 def test_two_damaged_checkpoints_are_an_error(trained, run):
