@@ -383,7 +383,10 @@ def test_resume_of_a_checkpoint_without_an_optimizer_says_so(trained, run):
 
 
 def test_checkpoints_of_older_versions_go_on(trained, finished, run):
-    """Without a format number, a count of images or a newer setting, a checkpoint goes on as if it had them."""
+    """Without a format number, a count of images or a newer setting, a checkpoint goes on as if it had them.
+
+    The images are counted by the batch size that the checkpoint was trained with, whatever it goes on with.
+    """
     path = trained / "checkpoint.pt"
     state = load_checkpoint(path)
     for key in "path", "format", "images":
@@ -394,6 +397,10 @@ def test_checkpoints_of_older_versions_go_on(trained, finished, run):
     state = load_checkpoint(path)
     assert_same_run(load_checkpoint(finished / "run_6" / "checkpoint.pt"), state)
     assert state["images"] == 12
+    del state["path"], state["images"]
+    torch.save(state, path)
+    train(run(7, train__batch_size=4), resume=True)
+    assert load_checkpoint(path)["images"] == 12 + 4
 
 
 # ------------------------------------------------------------------------------------------------ random states
