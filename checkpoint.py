@@ -169,11 +169,24 @@ def random_state(device, state=None):
     return {name: source.get_rng_state() for name, source in sources.items()}
 
 
+def compare_run(state, cfg, colorbook):
+    """Print what changed since the checkpoint was written; ValueError for other classes or another network."""
+    old, new = flatten(state["config"]), flatten(cfg)
+    changed = {key: f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]}
+    fixed = [text for key, text in changed.items() if key.startswith(("model.", "diffusion."))]
+    classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())  # their order is the ids
+    fixed += [f"class {before} was there, is {after}" for before, after in classes if before != after][:1]
+    if fixed:
+        raise ValueError(f"{state['path']} cannot be resumed with another network or colorbook: {'; '.join(fixed)}")
+    for text in changed.values():
+        print(f"resuming: {text}")
+
+
 def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
     """Load the checkpoint of a run into the parts of a training: (step, images seen, seconds), or zeros without one.
 
-    ValueError where it was trained on other classes or is another network. A damaged checkpoint whose predecessor is
-    used instead is set aside, so that the next save does not rename it over the good one.
+    ValueError as in compare_run(). A damaged checkpoint whose predecessor is used instead is set aside, as *.damaged,
+    so that the next save does not rename it over the good one.
     """
     path = Path(cfg["out"], "checkpoint.pt")
     if not path.exists() and not path.with_name(path.name + ".previous").exists():
@@ -183,15 +196,7 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
     missing = [key for key in ("optimizer", "scaler", "rng", "seconds") if key not in state]
     if missing:
         raise ValueError(f"{state['path']} lacks {', '.join(missing)}: it can be sampled from, but not resumed")
-    old, new = flatten(state["config"]), flatten(cfg)
-    changed = {key: f"{key} was {old[key]}, is {new[key]}" for key in old if old[key] != new[key]}
-    fixed = [text for key, text in changed.items() if key.startswith(("model.", "diffusion."))]
-    classes = itertools.zip_longest(state["colorbook"].items(), colorbook.classes.items())  # their order is the ids
-    fixed += [f"class {before} was there, is {after}" for before, after in classes if before != after][:1]
-    if fixed:
-        raise ValueError(f"{path} cannot be resumed with another network or colorbook: {'; '.join(fixed)}")
-    for text in changed.values():
-        print(f"resuming: {text}")
+    compare_run(state, cfg, colorbook)
     if state["path"] != path and path.exists():
         with suppress(FileNotFoundError):  # another process was faster
             os.replace(path, path.with_name(path.name + ".damaged"))

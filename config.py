@@ -165,7 +165,7 @@ def load_config(path=None, preset=None, overrides=(), base=None):
     if name and name not in presets:
         raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets))}")
     if name and not preset and "data.root" in given:
-        print(f"data.root is {given['data.root']}: without the preset {name!r} of {path} (--preset {name} asks for it)")
+        print(f"data.root is {given['data.root']}, so the preset {name!r} is not used (--preset {name} would)")
         name = ""
     project_preset = f"{PROJECT}, preset {name}", project_presets.get(name, {})
     file_preset = f"{path}, preset {name}", file_presets.get(name, {})

@@ -299,7 +299,7 @@ def load_inception(weights, device):
               f"{URL_INCEPTION_V3} and give the file with --inception-weights FILE")
     except Exception as error:  # torch raises many kinds for a file that holds no weights
         raise ValueError(f"{weights or 'the download'}: not the weights of torch-fidelity's Inception, "
-                         f"{URL_INCEPTION_V3}: {error}") from error
+                         f"{URL_INCEPTION_V3}: {type(error).__name__}") from error
 
 
 def measure_features(real, generated, counts, inception, device):
@@ -402,6 +402,9 @@ def evaluate(args):
     if segment and segment.image_size not in (None, list(size)):
         warnings.append("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at "
                         "equal sizes only".format(args.segmenter, *segment.image_size, *size))
+    if segment and masks and numbers["mean IoU: real / mask"][0] < 0.2:
+        warnings.append(f"{args.segmenter} recognises little in real images (mean IoU "
+                        f"{numbers['mean IoU: real / mask'][0]:.2f}): what it says of generated ones means nothing")
     if inception and least < 2048:
         warnings.append("FID of fewer than 2048 images is too high by an amount that depends on N: compare at equal N"
                         + "; of one image there is none" * (least == 1))

@@ -10,6 +10,7 @@ import math
 import warnings
 from collections import Counter
 from pathlib import Path
+from shlex import quote
 
 import numpy as np
 import torch
@@ -171,7 +172,7 @@ def read_colors(rgb, opaque, colorbook, path):
                 listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
             raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in "
                              f"no class of the colorbook: {'; '.join(listed)}. Paint with the colours that "
-                             f"`python masks.py --colorbook {colorbook.source}` draws")
+                             f"`python masks.py --colorbook {quote(str(colorbook.source))}` draws")
         y, x = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(off.shape, index.shape))
         index = index[y[:, None], x]  # as large as the file again
     ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
@@ -247,7 +248,8 @@ def draw_bars(colorbook, texts, lengths=None):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--colorbook", default="colorbook.json", help="or a checkpoint.pt; default: %(default)s")
+    parser.add_argument("--colorbook", default=Path(__file__).with_name("colorbook.json"),
+                        help="a colorbook.json or a checkpoint.pt; default: the project's")
     parser.add_argument("--out", default="legend.png", help="default: %(default)s")
     args = parser.parse_args()
     try:

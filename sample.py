@@ -18,10 +18,11 @@ import json
 import math
 import time
 import zlib
-from collections import Counter
+from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from PIL import Image
@@ -74,6 +75,10 @@ def resolve(args):
         raise ValueError(f"{state['path']} was trained without masks (model.conditional: false): use --unconditional N")
     elif not s["mask"]:
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
+    elif Path(s["mask"]).resolve() == Path(s["out"]).resolve():
+        raise ValueError(f"{s['out']}: the masks are in it; choose another folder for the images with --out")
+    if s["steps"] > state["config"]["diffusion"]["T"]:
+        raise ValueError(f"--steps {s['steps']}: expected 1..{state['config']['diffusion']['T']}, the checkpoint's T")
     return state, s
 
 
@@ -86,23 +91,21 @@ def read_masks(path, colorbook, size):
     if not files:
         raise ValueError(f"{path}: no masks in this folder; expected images ({', '.join(SUFFIXES)})"
                          + (f". Do you mean {path / 'masks'}?" if (path / "masks").is_dir() else ""))
-    masks, notes = {}, Counter()
+    masks, notes = {}, defaultdict(list)
     for stem, file in files.items():
         ids, kind, snapped = read_mask(file, colorbook)
         H, W = ids.shape
-        note = f"a mask in {kind}"
-        if snapped:
-            note += f", {snapped:.1%} of its pixels snapped to the nearest class"
-        if (ids == UNLABELLED).any():
-            note += f", {(ids == UNLABELLED).mean():.1%} unlabelled"
+        note = f"mask(s) in {kind}"
         if (H, W) != size:
             note += f", {H}x{W} resized to {size[0]}x{size[1]}"
         if H * size[1] != W * size[0]:
-            note += " after cropping its centre to that ratio"
-        notes[note] += 1
+            note += " after cropping the centre to that ratio"
+        notes[note].append((snapped, (ids == UNLABELLED).mean()))
         masks[stem] = fit(ids, size)
-    for note, count in notes.most_common(8):
-        print(f"{path}: {note}" + f" ({count} such)" * (count > 1))
+    for note, shares in notes.items():
+        snapped, unlabelled = np.mean(shares, axis=0)
+        print(f"{path}: {len(shares)} {note}; {snapped:.1%} of the pixels snapped to the nearest class, "
+              f"{unlabelled:.1%} unlabelled")
     return masks
 
 
@@ -197,6 +200,7 @@ def run(args):
         with contextlib.suppress(OSError), Image.open(file(job)) as image:
             image.load()  # OSError where it is cut off
             return image.info.get("settings") == settings(job)
+        return False
 
     def save(job, image):
         text = PngInfo()
@@ -206,6 +210,11 @@ def run(args):
                 Image.fromarray(image).save(png, "png", pnginfo=text)
         except OSError as error:
             raise OSError(f"{file(job)} was not saved: {error}; is the disk full? --resume makes the rest") from error
+
+    for path in filter(Path.is_file, map(file, jobs)):
+        with contextlib.suppress(OSError), Image.open(path) as image:  # OSError: cut off while it was written
+            if "settings" not in image.info:
+                raise ValueError(f"{path}: an image that was not made here is in the way: choose another --out")
 
     # each process makes its share of the work, and writes a batch while the device works on the next one
     out.mkdir(parents=True, exist_ok=True)

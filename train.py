@@ -21,6 +21,7 @@ import signal
 import time
 from functools import partial
 from pathlib import Path
+from shlex import quote
 
 import torch
 import torch.distributed as dist
@@ -30,7 +31,8 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from checkpoint import build, join_processes, pick_device, random_state, replacing, restore_run, save_checkpoint
+from checkpoint import (build, compare_run, join_processes, load_checkpoint, pick_device, random_state, replacing,
+                        restore_run, save_checkpoint)
 from config import add_config_arguments, command, flatten, load_config, parse_overrides
 from dataset import Pairs, batches, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
@@ -88,12 +90,22 @@ def check_run(cfg, resume, ranks):
     """Refuse what could only fail later, before anything is read or written."""
     out, c = Path(cfg["out"]), cfg["train"]
     if not resume and out.is_dir() and {path.name for path in out.iterdir()} - {".lock"}:
-        raise FileExistsError(f"{out}: not empty. Go on with this run by --resume {out}, or name another --set out=...")
+        raise FileExistsError(f"{out}: not empty. Go on with this run by --resume {quote(str(out))}, or name another "
+                              "folder by --set out=...")
+    root = Path(cfg["data"]["root"])
     if not cfg["data"]["root"]:
         raise ValueError("no data: name a prepared data set with --set data.root=..., or a preset with --preset")
+    if not (root / "colorbook.json").is_file() and not is_undrawn_toy(root):
+        raise ValueError(f"data.root {root.absolute()} is no prepared data set: expected colorbook.json and train/, val/ "
+                         "with images/ and masks/ in it. Prepare one (python -m data.<name>.prepare), or name another")
     if c["batch_size"] % (ranks * c["accumulate"]):
         raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) of "
                          f"{c['accumulate']} micro-batch(es): make it a multiple of {ranks * c['accumulate']}")
+
+
+def is_undrawn_toy(root):
+    """Whether root is the toy's folder and not there yet: train.py draws it."""
+    return not root.exists() and root.parts[-2:] == ("toy", "prepared")
 
 
 def check_disk(out, parameters):
@@ -179,7 +191,7 @@ def check_finite(loss, norm, scaler, step, path):
 def read_data(cfg, rank, ranks, dry_run):
     """The Pairs of train and of data.val; missing toy scenes are drawn. Other processes wait for the first one."""
     d, root = cfg["data"], Path(cfg["data"]["root"])
-    draw = not root.exists() and root.parts[-2:] == ("toy", "prepared")
+    draw = is_undrawn_toy(root)
     if draw and dry_run:
         print(f"the toy scenes would be drawn first, to {root}")
         return None, None
@@ -291,9 +303,10 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
                     "seconds": seconds, "config": cfg, "colorbook": pairs.colorbook.classes})
             tick = time.monotonic()
     if halt and step < c["steps"]:
-        print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume {out}")
+        print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume {quote(str(out))}")
         raise SystemExit(128 + int(halt))
-    print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: python sample.py --checkpoint {path} --mask ...")
+    print(f"{path}: {step} steps in {seconds / 60:.1f} minutes; next: "
+          f"python sample.py --checkpoint {quote(str(path))} --mask ...")
 
 
 def train(cfg, resume=False, dry_run=False):
@@ -303,6 +316,7 @@ def train(cfg, resume=False, dry_run=False):
     check_run(cfg, resume, ranks)
     root = Path(d["root"])
     colorbook = Colorbook.load((root if root.exists() else Path(__file__).parent) / "colorbook.json")
+    path = out / "checkpoint.pt"
     torch.manual_seed(cfg["seed"])
     model, diffusion, autocast = build(cfg, len(colorbook), device)
     torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0: noise would have to be unlearnt
@@ -316,6 +330,8 @@ def train(cfg, resume=False, dry_run=False):
         pairs, held_out = read_data(cfg, rank, ranks, dry_run)
         if pairs:
             print(f"{len(pairs)} pairs, which is {c['steps'] * c['batch_size'] / len(pairs):.1f} epochs")
+        if dry_run and resume and path.exists():
+            compare_run(load_checkpoint(path), cfg, colorbook)
         if dry_run:
             print(f"dry run: nothing was written; a run would go to {out}")
         else:
@@ -326,11 +342,12 @@ def train(cfg, resume=False, dry_run=False):
 
 def run(args):
     """From the command line to train(): a new run, or an old one with its own settings, of which --set changes some."""
-    if not args.resume:
+    if args.resume is None:
         return train(load_config(args.config, args.preset, args.set), dry_run=args.dry_run)
     out, given = Path(args.resume), parse_overrides(args.set)
     if not (out / "config.yaml").is_file():
-        raise FileNotFoundError(f"{out.absolute()}: no such run to resume; leave --resume out to start it")
+        raise FileNotFoundError(f"{out.absolute()}: no run to resume (no config.yaml in it); expected the folder of a "
+                                "run, such as runs/toy")
     if "out" in given:
         raise ValueError(f"--set out={given['out']} does not go with --resume {out}, which names the folder")
     cfg = load_config(out / "config.yaml", overrides=args.set) | {"out": str(out)}

@@ -336,6 +336,8 @@ def run(args):
         with replacing(file) as opened:
             opened.write(json.dumps(results, indent=1).encode())
 
+    if (out / "config.yaml").exists():
+        raise ValueError(f"{out}: the folder of a generator's run: choose another --out")
     out.mkdir(parents=True, exist_ok=True)
     seeds = range(args.seed, args.seed + args.seeds)
     print(f"{args.arch} on {device.type} ({args.precision}): {args.steps} steps of {args.batch_size}, images of "
