@@ -502,6 +502,16 @@ def test_diversity_and_copies(command, tmp_path, grainy_root, real):
     assert all((x == stolen[:, ::-1]).all() for row in cells(tmp_path / "report" / "nearest_training.png") for x in row)
 
 
+def test_the_distance_within_a_mask_is_of_masks_with_several_images(command, tmp_path, real):
+    """Of masks with 2, 1 and 3 images, it is the mean of the first and the last, which weigh alike."""
+    (tmp_path / "fake").mkdir()
+    for stem, levels in zip(sorted(list_files(real / "images")), [(100, 110), (0,), (50, 90, 200)]):
+        for grey in levels:
+            Image.new("RGB", (16, 16), (grey,) * 3).save(tmp_path / "fake" / f"{stem}_{grey}.png")
+    report = command("--real", real, "--fake", tmp_path / "fake")
+    assert value(report, "distance within a mask") == pytest.approx(np.mean([10, np.mean([40, 110, 150])]))
+
+
 def test_orphans_and_sizes_are_printed(command, real, fake, capsys):
     """Images without a partner are listed, and those of another size are fitted, which is printed."""
     folder = fake(real / "images")

@@ -13,7 +13,7 @@ import yaml
 from conftest import CLASSES
 from PIL import Image
 
-from dataset import Pairs
+from dataset import Pairs, read_image
 from masks import Colorbook
 from train import main, train
 
@@ -205,3 +205,22 @@ def test_a_set_as_people_have_it(data):
     for i in (1, 2, 3):
         assert np.abs(pairs.planes[i, :3].numpy() - grey / 257).max() <= 1
     assert all(np.array_equal(planes[3], SCENE) for planes in pairs.planes)
+
+
+@pytest.mark.parametrize("mode", ["RGBA", "LA", "P", "RGB"])
+def test_what_is_transparent_in_an_image_is_black(tmp_path, mode):
+    """By an alpha channel, half of which is half as bright, or by one colour that stands for it."""
+    rgb, alpha, options = BOOK.paint(SCENE), np.where(SCENE == 1, 0, 255).astype(np.uint8), {}
+    if mode in ("RGBA", "LA"):
+        alpha[SCENE == 2] = 128
+        rgb = rgb if mode == "RGBA" else np.repeat(SCENE[..., None] * 50 + 40, 3, axis=2)
+        image = Image.fromarray(np.dstack([rgb if mode == "RGBA" else rgb[..., 0], alpha]))
+    else:
+        image = Image.fromarray(SCENE if mode == "P" else rgb)
+        options["transparency"] = 1 if mode == "P" else tuple(CLASSES["sky"])
+        if mode == "P":
+            image.putpalette(BOOK.colors.tobytes())
+    image.save(tmp_path / "a.png", **options)
+    with Image.open(tmp_path / "a.png") as saved:
+        assert saved.mode == mode
+    assert np.abs(read_image(tmp_path / "a.png") - rgb * (alpha[..., None] / 255)).max() <= 1
