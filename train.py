@@ -96,8 +96,8 @@ def check_run(cfg, resume, ranks):
     if not cfg["data"]["root"]:
         raise ValueError("no data: name a prepared data set with --set data.root=..., or a preset with --preset")
     if not (root / "colorbook.json").is_file() and not is_undrawn_toy(root):
-        raise ValueError(f"data.root {root.absolute()} is no prepared data set: expected colorbook.json and train/, val/ "
-                         "with images/ and masks/ in it. Prepare one (python -m data.<name>.prepare), or name another")
+        raise ValueError(f"data.root {root.absolute()} is no prepared data set: expected colorbook.json and train/, "
+                         "val/ with images/ and masks/. Prepare one (python -m data.<name>.prepare), or name another")
     if c["batch_size"] % (ranks * c["accumulate"]):
         raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} process(es) of "
                          f"{c['accumulate']} micro-batch(es): make it a multiple of {ranks * c['accumulate']}")

@@ -422,6 +422,18 @@ def test_two_processes_take_the_steps_of_one(tmp_path):
     assert all(float(row[2]) > 0 and 1e-4 < float(row[3]) < 1 and float(row[4]) < 1e-5 for row in rows)
 
 
+def test_a_judge_does_not_replace_a_generator(flat_root, tmp_path, monkeypatch):
+    """The folder of a training run is refused as --out of the segmenter, and stays as it was."""
+    from experiments import segmenter
+    (tmp_path / "config.yaml").write_text("seed: 0")
+    (tmp_path / "checkpoint.pt").write_bytes(b"a generator")
+    monkeypatch.setattr(sys, "argv", ["segmenter.py", "--root", str(flat_root), "--out", str(tmp_path), "--steps", "1",
+                                      "--arch", "lraspp_mobilenet_v3_large"])
+    with pytest.raises(SystemExit, match="error: .*the folder of a generator's run"):
+        segmenter.main()
+    assert (tmp_path / "checkpoint.pt").read_bytes() == b"a generator"
+
+
 @pytest.mark.parametrize("options, words", [
     (["--steps", "1"], "--steps of 2 or more"), (["--set", "train.precision=fp16"], "fp32 or bf16"),
     (["--set", "device=mps"], "mps")])

@@ -343,7 +343,7 @@ def test_masks_are_fitted(make, mask, tmp_path, exact, capsys):
     save_mask(tall, tmp_path / "tall.png", Colorbook(CLASSES))
     out = make("--mask", tmp_path / "tall.png", "--n", 1)
     assert np.abs(pixels(out / "tall_w3_seed1.png") - exact_image(tall[16:32], 3)).max() <= 1  # the middle, sky
-    assert "48x24 resized to 16x24 after cropping its centre" in capsys.readouterr().out
+    assert "48x24 resized to 16x24 after cropping the centre" in capsys.readouterr().out
 
 
 def test_same_seed_same_image_whatever_the_batch(make, mask):
@@ -495,9 +495,11 @@ def test_resume_makes_anew_what_was_made_otherwise(make, mask, checkpoint, tmp_p
         assert (pixels(image) != before).any() or change == "--raw", change  # the copy's average is its last weights
 
 
-def test_ctrl_c_counts_the_images(make, mask, tmp_path, monkeypatch, capsys):
+@pytest.mark.parametrize("earlier", [True, False])
+def test_ctrl_c_counts_the_images(make, mask, tmp_path, monkeypatch, capsys, earlier):
     """Ctrl-C ends with exit code 130 and the number of finished images, those of earlier settings not among them."""
-    make("--mask", mask, "--n", 7, "--steps", 2)
+    if earlier:
+        make("--mask", mask, "--n", 7, "--steps", 2)
     batches, real = [], sample_module.sample
 
     def interrupted(*args, **options):
@@ -512,6 +514,19 @@ def test_ctrl_c_counts_the_images(make, mask, tmp_path, monkeypatch, capsys):
     assert stopped.value.code == 130
     text = capsys.readouterr().err
     assert f"4 of 7 images are in {tmp_path / 'out'}" in text and "--resume" in text and "Traceback" not in text
+
+
+def test_images_of_others_are_not_replaced(make, mask, tmp_path):
+    """An image without our settings stays as it is, and so does a folder of masks that is named as --out."""
+    foreign = tmp_path / "out" / "scene_w3_seed2.png"
+    foreign.parent.mkdir()
+    Image.new("RGB", (5, 5), "red").save(foreign)
+    before = foreign.read_bytes()
+    with pytest.raises(SystemExit, match="error: .*scene_w3_seed2.png: an image that was not made here"):
+        make("--mask", mask, "--n", 3)
+    assert foreign.read_bytes() == before and list(foreign.parent.iterdir()) == [foreign]
+    with pytest.raises(SystemExit, match="error: .*the masks are in it"):
+        make("--mask", mask.parent, "--n", 1, "--out", mask.parent)
 
 
 KILLED = """
@@ -582,7 +597,7 @@ def test_two_processes_make_the_images_of_one(make, checkpoint, mask, tmp_path):
                           capture_output=True, text=True, env=os.environ | {"OMP_NUM_THREADS": "1"})
     assert done.returncode == 0, done.stderr
     assert same_images(alone, shared) and finished.stat().st_mtime_ns == before
-    assert done.stdout.count("5 image(s) in") == 1 and done.stdout.count("a mask in") == 1  # one of them prints
+    assert done.stdout.count("5 image(s) in") == 1 and done.stdout.count("1 mask(s) in") == 1  # one of them prints
     assert "3 images of 3 steps" in done.stderr  # its share of the five
 
 

@@ -355,7 +355,7 @@ def test_images_per_s_is_of_training_alone(tiny, monkeypatch):
 
 def test_missing_data_names_the_remedy(tiny):
     """Data that do not exist, or are not named, end in a message that says how to get them."""
-    with pytest.raises(ValueError, match="/nowhere/prepared.*Prepare the data"):
+    with pytest.raises(ValueError, match="/nowhere/prepared.*Prepare one"):
         train(tiny(data__root="/nowhere/prepared"))
     with pytest.raises(ValueError, match="--set data.root=.*--preset"):
         train(tiny(data__root=""))
@@ -517,6 +517,35 @@ def test_resume_refuses_another_task(tiny, flat_root, tmp_path):
     assert files(folder) == before
 
 
+def test_a_dry_run_of_a_resume_compares_the_settings(tiny, capsys):
+    """--resume with --dry-run refuses another network, prints what would change, and writes nothing."""
+    train(tiny(train__steps=2))
+    before = files(Path(tiny()["out"]))
+    with pytest.raises(ValueError, match="model.hidden_dim was 8, is 16"):
+        train(tiny(model__hidden_dim=16), resume=True, dry_run=True)
+    capsys.readouterr()
+    train(tiny(data__flip=0.25), resume=True, dry_run=True)
+    assert "data.flip was 0.5, is 0.25" in capsys.readouterr().out
+    assert files(Path(tiny()["out"])) == before
+
+
+def test_printed_commands_can_be_pasted(tiny, capsys):
+    """The folder of a run is quoted where a command with it is printed."""
+    cfg = tiny("my run", train__steps=2)
+    train(cfg)
+    assert f"--checkpoint '{cfg['out']}/checkpoint.pt'" in capsys.readouterr().out
+    with pytest.raises(FileExistsError, match=f"--resume '{cfg['out']}'"):
+        train(cfg)
+
+
+@pytest.mark.parametrize("folder", ["..", "train", "nowhere"])
+def test_a_wrong_root_is_explained(tiny, flat_root, folder):
+    """A folder above, inside or beside a data set is refused as data.root, with what was expected and where."""
+    root = Path(os.path.abspath(flat_root / folder))
+    with pytest.raises(ValueError, match=f"data.root {root} is no prepared data set: expected colorbook.json"):
+        train(tiny(data__root=root))
+
+
 def test_optimiser_settings_change_on_resume(tiny):
     """Adam's beta2, which the checkpoint's optimiser brings along too, is that of the settings after --resume."""
     train(tiny(train__steps=2))
@@ -586,7 +615,7 @@ def test_resume_alone_goes_on_with_the_settings_of_the_run(tiny, tmp_path, monke
 
 
 @pytest.mark.parametrize("arguments, words", [
-    (["--resume", "tpyo"], "tpyo.*no such run"),
+    (["--resume", "tpyo"], "tpyo.*no run to resume"),
     (["--resume", "run", "--set", "out=other"], "out.*--resume"),
 ])
 def test_resume_of_what_is_no_run(tiny, tmp_path, monkeypatch, arguments, words):
