@@ -31,7 +31,7 @@ def commands():
             if re.match(r"(\S*/)?python3? |torchrun ", part):
                 program, *rest = shlex.split(part, comments=True)
                 if program == "torchrun":
-                    rest = rest[next(i for i, word in enumerate(rest) if word.endswith(".py")):]
+                    rest = rest[next(i for i, word in enumerate(rest) if word == "-m" or word.endswith(".py")):]
                 words.append(rest)
     return words
 
