@@ -72,7 +72,7 @@ def test_data_folder_that_is_gone(tiny, flat_root, tmp_path):
     train(tiny(**settings, train__steps=2))
     before = (Path(tiny()["out"]) / "checkpoint.pt").read_bytes()
     os.rename(root, tmp_path / "elsewhere")
-    with pytest.raises(ValueError, match="moved.*Prepare the data"):
+    with pytest.raises(ValueError, match="moved.*Prepare one"):
         train(tiny(**settings, train__steps=3), resume=True)
     assert (Path(tiny()["out"]) / "checkpoint.pt").read_bytes() == before
     os.rename(tmp_path / "elsewhere", root)
