@@ -345,9 +345,9 @@ def run(args):
     if args.resume is None:
         return train(load_config(args.config, args.preset, args.set), dry_run=args.dry_run)
     out, given = Path(args.resume), parse_overrides(args.set)
-    if not (out / "config.yaml").is_file():
-        raise FileNotFoundError(f"{out.absolute()}: no run to resume (no config.yaml in it); expected the folder of a "
-                                "run, such as runs/toy")
+    if not all((out / name).is_file() for name in ("config.yaml", "log.csv")):
+        raise FileNotFoundError(f"{out.absolute()}: no run to resume: expected a folder with config.yaml and log.csv, "
+                                "such as runs/toy")
     if "out" in given:
         raise ValueError(f"--set out={given['out']} does not go with --resume {out}, which names the folder")
     cfg = load_config(out / "config.yaml", overrides=args.set) | {"out": str(out)}

@@ -616,11 +616,13 @@ def test_resume_alone_goes_on_with_the_settings_of_the_run(tiny, tmp_path, monke
 
 @pytest.mark.parametrize("arguments, words", [
     (["--resume", "tpyo"], "tpyo.*no run to resume"),
+    (["--resume", ""], "no run to resume"),
     (["--resume", "run", "--set", "out=other"], "out.*--resume"),
 ])
 def test_resume_of_what_is_no_run(tiny, tmp_path, monkeypatch, arguments, words):
     """A folder that is no run, or two folders at once, are refused with a line that names them."""
     train(tiny(train__steps=2, **NEVER))
+    shutil.copy("config.yaml", tmp_path)  # as where the project lies
     before = files(tmp_path)
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match=f"^error: .*{words}"):
