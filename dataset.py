@@ -35,7 +35,7 @@ def read_image(path):
 
 
 def fit(image, size, crop=None):
-    """The centre of an image, resized to `size`: no stretching unless the crop asks for it.
+    """The centre of an image, resized to `size`: stretched only if the crop has another ratio.
 
     image (H, W, 3) uint8 is resized bicubic with anti-aliasing, ids (H, W) uint8 NEAREST. size and crop are (height,
     width); without a crop it is the largest window that has the ratio of `size`.
@@ -60,8 +60,8 @@ def fit_pair(image, ids, size, crop, where):
 def list_files(folder, ending=""):
     """{stem: path} of the image files in a folder; `ending` stands between stem and suffix in the names that count.
 
-    Stems are composed Unicode (NFC), which macOS takes apart. Hidden files are left out. ValueError: no such folder, or
-    two files of one stem.
+    Stems are in Unicode form NFC; macOS writes é as e and an accent. Hidden files are left out. ValueError: no such
+    folder, or two files of one stem.
     """
     if not Path(folder).is_dir():
         raise ValueError(f"{folder}: {'a file, expected a folder' if Path(folder).exists() else 'no such folder'}")
@@ -126,10 +126,10 @@ class Pairs:
     def read(self):
         """Yield the planes (4, H, W) of each pair; at the end print notes, or raise ValueError for all that is bad."""
         notes, bad, (h, w) = Counter(), [], self.size
-        for _, *paths in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
+        for _, image_path, mask_path in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
             try:
-                image, (ids, kind, snapped) = read_image(paths[0]), read_mask(paths[1], self.colorbook)
-                fitted = fit_pair(image, ids, self.size, None, f"{paths[0]} and {paths[1]}")
+                image, (ids, kind, snapped) = read_image(image_path), read_mask(mask_path, self.colorbook)
+                fitted = fit_pair(image, ids, self.size, None, f"{image_path} and {mask_path}")
             except ValueError as error:
                 bad.append(str(error))
                 continue
@@ -194,7 +194,7 @@ def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical
 
 
 def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cpu", rank=0, ranks=1):
-    """Batches without end: planes (batch_size / ranks, 4, H, W) uint8 on the device, from the image after `start` on.
+    """Batches without end: planes (batch_size / ranks, 4, H, W) uint8 on the device, after the first `start` images.
 
     Every pair comes once per epoch, in a new order each; epochs run on without a short batch. flip is the probability
     of a horizontal flip, augment the settings of augment_pair() or None. All depends on the seed and on how many images

@@ -38,7 +38,7 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "generated / real": "what it sees in both, as in the thesis and the paper; a mistake in both counts as agreement",
     "share of the ceiling": "generated / mask over real / mask; cannot tell whether the images look real",
     "pixel accuracy": "share of pixels in the right class, of all images together; large classes hide small ones",
-    "IoU": "pixels of a class in both over those in either; 0 = predicted and never there",
+    "IoU": "pixels of a class in both over those in either; 0 = no pixel in common",
     "mean IoU": "mean of that over the classes that occur in either; a rare class weighs as much as road",
     "SSIM": "likeness to the real image of the mask, 1 = equal; other light or colours lower it: no test of the mask",
     "FID, layer 64": "distance of early features, textures and colours (the thesis's scale); blind to what is shown",
@@ -80,26 +80,27 @@ def pair_up(real_files, args):
     generated = []
     for name, path in find_images(args.fake).items():
         text = open_image(path).info.get("settings", "")
-        settings = json.loads(text) if text.startswith('{"mask": ') else {}  # else it is of another program
-        generated.append((mask_of(name, settings, real_files), path, settings))
+        settings = json.loads(text) if text.startswith('{"mask": ') else {}  # sample.py's begin with it
+        if args.guidance in (None, settings.get("guidance")):
+            generated.append((mask_of(name, settings, real_files), path, settings))
+    if not generated:
+        raise ValueError(f"{args.fake}: no image of guidance {args.guidance:g}")
     if args.unpaired or all(settings.get("mask", "") is None for *_, settings in generated):
         print("no pairs: all images of both folders are taken, and only FID and KID can compare them")
         return [(None, path, settings) for _, path, settings in generated]
     orphans = [path.stem for stem, path, _ in generated if stem is None]
     paired = sorted(entry for entry in generated if entry[0] is not None)
-    chosen = [entry for entry in paired if args.guidance in (None, entry[2].get("guidance"))]
-    if not chosen:
-        example, guidance = next(iter(real_files), "<stem>"), "any" if args.guidance is None else args.guidance
-        raise ValueError(f"{args.fake}: no image has the name of one in {args.real}, guidance {guidance}: "
-                         f"{path.stem!r}; expected {example!r}, <stem>_<k> or <stem>_w<guidance>_seed<seed>. FID and "
+    if not paired:
+        raise ValueError(f"{args.fake}: no image has the name of one in {args.real}: {orphans[0]!r}; expected "
+                         f"{next(iter(real_files), '<stem>')!r}, <stem>_<k> or <stem>_w<guidance>_seed<seed>. FID and "
                          "KID need no pairs: say --unpaired")
-    guidances = {settings.get("guidance") for *_, settings in chosen}
+    guidances = {settings.get("guidance") for *_, settings in paired}
     if len(guidances) > 1:
         raise ValueError(f"{args.fake}: guidance {', '.join(map(str, guidances))} are mixed: choose with --guidance W")
-    for kind, names in (("generated", orphans), ("real", sorted(real_files.keys() - {stem for stem, *_ in chosen}))):
+    for kind, names in (("generated", orphans), ("real", sorted(real_files.keys() - {stem for stem, *_ in paired}))):
         if names:
             print(f"{len(names)} {kind} image(s) without a partner left out: {', '.join(names[:10])}")
-    return chosen
+    return paired
 
 
 def read_images(paths, size=None, masks=(), colorbook=None):
@@ -170,7 +171,7 @@ def load_segmenter(name, colorbook, device):
                          f"{colorbook.source}. Train one on these (python -m experiments.segmenter), or name the "
                          "images' own colorbook with --colorbook")
     if missing:
-        print(f"{name} has no {missing}: pixels of these classes are left out of every number")
+        print(f"{name} has no {missing}: pixels of these classes are left out of the numbers against the mask")
     classes, chosen = torch.tensor(list(known), device=device), list(known.values())
 
     @torch.no_grad()
@@ -190,7 +191,9 @@ def load_segmenter(name, colorbook, device):
     return segment, known
 
 
-# -------------------------------------------------------- numbers: (R,), of all images and of R - 1 draws of them
+# ----------------------------------------------------------------------------------------------------- numbers
+# A draw of the bootstrap is a row of counts: how often each image is taken. Row 0 takes every image once. Each metric
+# takes counts (R, n) and returns (R,): its value, and that of each draw.
 
 
 def resample(n, m, real_index, times=1000):
@@ -341,15 +344,16 @@ def measure_distances(real, generated, real_index, train, counts):
 def evaluate(args):
     """One evaluation, from two folders to a report. ValueError or OSError for what the user can fix."""
     out, device, split = Path(args.out), pick_device(args.device), Path(args.real)
-    images = {path.name for path in out.glob("*") if path.suffix.lower() in SUFFIXES or path.name == "images"}
-    if out.is_file() or images - SHEETS:
+    others = {path.name for path in out.glob("*") if path.suffix.lower() in SUFFIXES or path.name == "images"} - SHEETS
+    if out.is_file() or others:
         raise ValueError(f"--out {out}: a file or a folder of images; expected a folder of its own for the report")
 
     # what is compared: each generated image with the real one number real_index, or, without pairs, all with all
     real_files, masks = find_images(split), {}
     train_files = list(find_images(args.train).values()) if args.train else []
-    books = [split.resolve().with_name("colorbook.json"), Path(__file__).with_name("colorbook.json")]
-    colorbook = Colorbook.load(args.colorbook or next(filter(Path.is_file, books), books[1]))
+    beside = split.resolve().with_name("colorbook.json")
+    default = beside if beside.is_file() else Path(__file__).with_name("colorbook.json")
+    colorbook = Colorbook.load(args.colorbook or default)
     if (split / "masks").is_dir():
         masks = list_files(split / "masks")
         real_files = {stem: path for stem, path, _ in match_pairs(real_files, masks, split)}
@@ -357,7 +361,7 @@ def evaluate(args):
     stems = sorted({stem for stem, *_ in pairs} - {None})
     real_index = np.searchsorted(stems, [stem for stem, *_ in pairs]) if stems else None
 
-    # by what: whatever is missing is found missing now, not after an hour
+    # what judges them: a missing file fails now, not after an hour
     segment, known = load_segmenter(args.segmenter, colorbook, device) if stems and args.segmenter else (None, {})
     inception = load_inception(args.inception_weights, device)
     if not (stems or inception or train_files):

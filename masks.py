@@ -19,15 +19,15 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 UNLABELLED = 255
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
-REACH = 20  # a colour this far from a class's (Euclidean, 0..255 a channel) may still be meant as it
-LARGEST = 2**20  # pixels: of a larger drawing with soft edges, every 2nd, 3rd, ... row and column is looked at
+REACH = 20  # a colour within this Euclidean distance of a class's (0..255 a channel) is taken for it
+LARGEST = 2**20  # pixels: of a larger drawing with soft edges, only every 2nd, 3rd, ... row and column is snapped
 
 
 class Colorbook:
-    """The classes in id order: names (K strings), colors (K, 3) uint8, and source, the file that they came from."""
+    """The classes in id order: classes {name: [r, g, b]}, names, colors (K, 3) uint8, and source, for messages."""
 
     def __init__(self, classes, source="colorbook.json"):
-        """classes: {name: [r, g, b]}, 1 to 255 of them, each value 0..255. ValueError where that is not what it is."""
+        """classes: {name: [r, g, b]}, 1 to 255 of them, each value 0..255. ValueError otherwise."""
         for name, rgb in classes.items():
             if not (isinstance(rgb, list) and len(rgb) == 3 and all(type(v) is int and 0 <= v <= 255 for v in rgb)):
                 raise ValueError(f"class {name!r} has colour {rgb!r}: expected three whole numbers 0..255")
@@ -111,7 +111,7 @@ def read_mask(path, colorbook):
             ours[UNLABELLED] = shown[UNLABELLED]  # unlabelled may be shown in any colour
         if np.array_equal(shown[used], ours[used]):
             kind = "palette"
-        elif (shown[used] == used[:, None]).all() and (shown[1] == 1).all():  # a ramp of greys
+        elif (shown[used] == used[:, None]).all() and (shown[1] == 1).all():  # a ramp of greys: used = {0} is no proof
             kind = "ids"
     if kind == "colours":
         return read_colors(np.where(opaque[..., None], rgba[..., :3], 0), opaque, colorbook, path)
@@ -131,9 +131,9 @@ def check_ids(ids, colorbook, path):
 
 
 def check_grey(image, used, colorbook, path):
-    """ValueError if the values used in a grey mask are not ids as they were saved, or may be colours saved as grey.
+    """ValueError if the values used in a grey mask are not exact, or may be colours that were saved as grey.
 
-    They may be if each is black, white or the grey of a class, one at least that of a class with another id.
+    They may be if every one is black, white or the grey of a class, and one of them is not that class's own id.
     """
     if image.mode == "L":
         with Image.open(path) as unread:
@@ -155,14 +155,16 @@ def read_colors(rgb, opaque, colorbook, path):
     for name, shade, near in (("unlabelled", 0, 0), ("unlabelled (white)", 255, REACH)):
         if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class has that colour
             names, colors = [*names, name], np.append(colors, [[shade] * 3], axis=0)
-    codes, exact = (c.astype(np.uint32) @ np.array([1 << 16, 1 << 8, 1], np.uint32) for c in (rgb, colors))
-    off = ~np.isin(codes, exact)
-    if not off.any():
-        index = exact.argsort()[np.searchsorted(np.sort(exact), codes)]
-    else:
+    weights = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    codes, exact = rgb.astype(np.uint32) @ weights, colors.astype(np.uint32) @ weights  # 0xRRGGBB
+    off, order = ~np.isin(codes, exact), exact.argsort()
+    index = order[np.searchsorted(exact, codes, sorter=order).clip(max=len(exact) - 1)]  # where off: any
+    if off.any():
+        if (rgb == rgb[..., :1]).all() and set(np.unique(rgb)) <= {*range(len(colorbook)), UNLABELLED}:
+            raise ValueError(f"{path}: class ids that were saved as RGB; expected one channel. Save it as a grey PNG")
         step = math.ceil(math.sqrt(off.size / LARGEST))
-        part = np.s_[step // 2 :: step, step // 2 :: step]
-        index, unknown = snap(rgb[part], colors)
+        part = np.s_[::step, ::step]
+        snapped, unknown = snap(rgb[part], colors)
         foreign = codes[off & np.isin(codes, codes[part][unknown])]
         if len(foreign):
             listed = []
@@ -173,8 +175,8 @@ def read_colors(rgb, opaque, colorbook, path):
             raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in "
                              f"no class of the colorbook: {'; '.join(listed)}. Paint with the colours that "
                              f"`python masks.py --colorbook {quote(str(colorbook.source))}` draws")
-        y, x = (np.minimum(np.arange(n) // step, m - 1) for n, m in zip(off.shape, index.shape))
-        index = index[y[:, None], x]  # as large as the file again
+        y, x = (np.arange(n) // step for n in off.shape)
+        index = np.where(off | (step == 1), snapped[y[:, None], x], index)
     ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
     white = names[-1] == "unlabelled (white)" and (index == len(names) - 1).any()
     return ids, "colours (white taken as unlabelled)" if white else "colours", float(off.mean())
@@ -184,9 +186,9 @@ def snap(rgb, colors):
     """Which of colors each pixel of a drawing with soft edges was painted in.
 
     rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors (H, W), and what is unknown (H, W) bool.
-    Solid: a pixel that is like the eight around it and near one of colors, or it and they are exact. Every other pixel
-    takes the nearest of the colors that are solid close by, so never a third one that lies between them, unless it is
-    part of a thin stroke: near another color that does not. Unknown: an even spot near none of colors, or a photograph.
+    Solid: within REACH of a color and even in 3x3, or exact in 3x3. Every other pixel takes the nearest color that is
+    solid in its square of 8x8 pixels or one beside it, so that a blend of two never becomes a third; but a thin stroke,
+    near a color and no blend of the solid ones, keeps it. Unknown: an even spot near no color, or a photograph.
     """
     (H, W), K = rgb.shape[:2], len(colors)
     rgb, colors = torch.tensor(rgb).float(), torch.tensor(colors).float()
@@ -200,16 +202,17 @@ def snap(rgb, colors):
     present = torch.zeros(K, -(-H // 8), -(-W // 8))  # the colors that are solid in each square of 8x8 pixels
     present[nearest[y, x], y // 8, x // 8] = 1
     beside = dilate(present) > 0  # ... or in one of the eight squares around it
+    # the box, in RGB, of the solid colors beside: a blend of them lies in it
     low = torch.where(beside[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
     high = torch.where(beside[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
 
     row, column = torch.arange(H)[:, None] // 8, torch.arange(W) // 8  # the square of each pixel
     between = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
-    index = (distance + (1000.0 * ~beside)[:, row, column]).argmin(dim=0)
+    index = (distance + (1000.0 * ~beside)[:, row, column]).argmin(dim=0)  # 1000: farther than any color
     index = torch.where(far | between, index, nearest)
     unknown = far & (spread <= 2)
-    if unknown.sum() <= 0.01 * (~solid).sum():  # soft edges have a few pixels that look like a spot
-        unknown = far & ((far & ~between).float().mean() > 0.25)  # a photograph
+    if unknown.sum() <= 0.01 * (~solid).sum():  # so few may be soft edges; then only a photograph is refused
+        unknown = far & ((far & ~between).float().mean() > 0.25)
     return index.numpy(), unknown.numpy()
 
 

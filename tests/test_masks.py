@@ -501,3 +501,23 @@ def test_legend_of_nothing(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(SystemExit, match="error:.*nowhere"):
         run_legend(monkeypatch, "--colorbook", "nowhere.json")
+
+
+def test_ids_saved_as_rgb_are_refused(tmp_path):
+    """Class ids in three equal channels, which are nearly black colours, are refused with the remedy."""
+    ids = np.arange(7, dtype=np.uint8).repeat(40).reshape(14, 20)
+    Image.fromarray(np.stack([ids] * 3, axis=2)).save(tmp_path / "ids.png")
+    with pytest.raises(ValueError, match="ids.png: class ids that were saved as RGB; .*grey PNG"):
+        read_mask(tmp_path / "ids.png", BOOK)
+
+
+def test_one_soft_pixel_leaves_a_large_drawing_exact(tmp_path):
+    """Above the size that is snapped whole, only pixels that are no colour of a class are looked up in steps."""
+    for row in (500, 501):
+        drawing = np.full((1200, 1000, 3), PALETTE[SKY], np.uint8)
+        drawing[row] = PALETTE[ROAD]
+        drawing[3, 3] = (PALETTE[SKY].astype(int) + PALETTE[ROAD]) // 2
+        Image.fromarray(drawing).save(tmp_path / "large.png")
+        ids, kind, snapped = read_mask(tmp_path / "large.png", BOOK)
+        assert (ids[row] == ROAD).all() and (np.delete(ids, [row, 3], axis=0) == SKY).all()
+        assert kind == "colours" and snapped == 1 / 1_200_000
