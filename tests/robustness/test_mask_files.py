@@ -482,7 +482,7 @@ def test_wide_airbrush(tmp_path, radius):
 @few(max_examples=10)
 @given(seed=st.integers(0, 59), quality=st.integers(50, 95), subsampling=st.sampled_from([0, 2]))
 def test_jpeg_of_any_quality(tmp_path, seed, quality, subsampling):
-    """A JPEG of quality 50 or more is read right; the worst of 60 small ones, with colours at half the size, to 94 %."""
+    """A JPEG of quality 50 or more is read right; the worst of 60 small ones, with chroma at half the size, to 94 %."""
     truth = painting(seed, shapes=6)[2::4, 2::4]
     Image.fromarray(PALETTE[truth]).save(tmp_path / "mask.jpg", quality=quality, subsampling=subsampling)
     ids = mask_of(tmp_path / "mask.jpg")[0]
