@@ -428,7 +428,7 @@ def write(out, numbers, sheets, about):
                         "interval": [low, high] if low < high < math.inf else None,
                         "meaning": "; ".join(meaning.values())}
         print(f"{name:44} {value:9.4f}" + f"  [{low:.4f}, {high:.4f}]" * (low < high))
-    print(f"\n[ ] {INTERVAL}\n")
+    print(f"\n[low, high]: {INTERVAL}\n")
     print("\n".join(f"{part}: {meaning}" for part, meaning in meanings.items()))
     print("".join(f"\nWARNING: {warning}" for warning in about["warnings"]))
     text = json.dumps({"numbers": report} | about, indent=1, default=str)
