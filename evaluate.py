@@ -114,7 +114,7 @@ def read_images(paths, size=None, masks=(), colorbook=None):
             truth.append(fit_pair(image, ids, size, None, f"{path} and {masks[i]}")[1])
         images.append(fit(image, size))
         resized += image.shape[:2] != size
-        codes = image.astype(int) @ [65536, 256, 1]
+        codes = image.astype(int) @ [65536, 256, 1]  # one number per colour: a mask has few, and even areas
         even = (codes[:, 1:] == codes[:, :-1]).mean()
         mask = open_image(path).mode == "P" or even > 0.75 and len(np.unique(codes)) <= 32
         kinds.add("plain" if even == 1 else "mask" if mask else "image")
@@ -172,6 +172,7 @@ def load_segmenter(name, colorbook, device):
                          "images' own colorbook with --colorbook")
     if missing:
         print(f"{name} has no {missing}: pixels of these classes are left out of the numbers against the mask")
+    # of the net's labels only `chosen` compete; the winner's place among them is that of its class id in `classes`
     classes, chosen = torch.tensor(list(known), device=device), list(known.values())
 
     @torch.no_grad()
@@ -252,6 +253,7 @@ def frechet_distance(x, y, x_counts, y_counts):
     for features, counts in ((x, x_counts), (y, y_counts)):
         features, counts = features[counts > 0], counts[counts > 0, None]
         means.append((counts * features).sum(0) / counts.sum())
+        # A has a row per image; its R, with R'R = A'A, serves as well and has at most D rows
         roots.append(torch.linalg.qr((counts / (counts.sum() - 1)).sqrt() * (features - means[-1]), "r").R)
     spread = sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     return (means[0] - means[1]).square().sum() + spread
@@ -273,7 +275,8 @@ def in_batches(function, images, title):
 
 def measure_masks(columns, counts, known, names):
     """Were the masks obeyed? columns has ids (m, H, W): "mask", "seen in real" and "seen in generated"."""
-    sides, numbers = {"real": columns["seen in real"], "generated": columns["seen in generated"]}, {}
+    numbers = {}
+    sides = {"real": columns["seen in real"], "generated": columns["seen in generated"]}
     if "mask" in columns:  # without the classes that the segmenter does not know
         sides["mask"] = np.where(np.isin(columns["mask"], list(known)), columns["mask"], UNLABELLED)
     for column in ("generated / mask", "real / mask", "generated / real"):
@@ -326,16 +329,16 @@ def measure_distances(real, generated, real_index, train, counts):
     numbers, sheet, x, y = {}, None, thumbnails(real), thumbnails(generated)
     if real_index is not None and len(set(real_index)) < len(real_index):
         several = np.flatnonzero(np.bincount(real_index) > 1)
-        of_mask = torch.from_numpy(real_index == several[:, None]).double()
+        of_mask = torch.from_numpy(real_index == several[:, None]).double()  # a row per mask: 1 for its images
         within = mean_of_pairs(torch.cdist(y, y), of_mask)
         numbers["distance within a mask"] = mean_of(within, counts[0][:, several])
         numbers["distance between real images"] = mean_of_pairs(torch.cdist(x, x), counts[0])
     if train is not None:
         train = np.concatenate([train, train[:, :, ::-1]])  # training mirrors images
-        known = thumbnails(train)
-        distance, nearest = torch.cdist(y, known).min(1)
+        learnt = thumbnails(train)
+        distance, nearest = torch.cdist(y, learnt).min(1)
         numbers["nearest training image"] = mean_of(distance, counts[1])
-        numbers["nearest training image, of real ones"] = mean_of(torch.cdist(x, known).amin(1), counts[0])
+        numbers["nearest training image, of real ones"] = mean_of(torch.cdist(x, learnt).amin(1), counts[0])
         rows = [[generated[j], train[nearest[j]]] for j in distance.argsort()[:8]]
         sheet = contact_sheet(rows, ["generated", "nearest in training"])
     return numbers, sheet
@@ -354,7 +357,7 @@ def evaluate(args):
     beside = split.resolve().with_name("colorbook.json")
     default = beside if beside.is_file() else Path(__file__).with_name("colorbook.json")
     colorbook = Colorbook.load(args.colorbook or default)
-    if (split / "masks").is_dir():
+    if (split / "masks").is_dir() and not args.unpaired:
         masks = list_files(split / "masks")
         real_files = {stem: path for stem, path, _ in match_pairs(real_files, masks, split)}
     pairs = pair_up(real_files, args)
@@ -363,6 +366,8 @@ def evaluate(args):
 
     # what judges them: a missing file fails now, not after an hour
     segment, known = load_segmenter(args.segmenter, colorbook, device) if stems and args.segmenter else (None, {})
+    if args.segmenter and not stems:
+        print("without pairs there are no masks to obey: --segmenter is not used")
     inception = load_inception(args.inception_weights, device)
     if not (stems or inception or train_files):
         raise ValueError("without pairs, Inception's weights or --train nothing can be measured")

@@ -55,6 +55,7 @@ def validate(model, diffusion, pairs, count, batch_size, device, autocast):
     """
     n = min(count, len(pairs))
     chosen = torch.linspace(0, len(pairs) - 1, n).round().long()
+    # pairs come in the order of their names, often by place: t must not rise along with it
     shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
     t = ((torch.arange(n) + 0.5) * diffusion.T / n).long()[shuffled]
     errors = []
@@ -196,7 +197,7 @@ def read_data(cfg, rank, ranks, dry_run):
         print(f"the toy scenes would be drawn first, to {root}")
         return None, None
     if rank:
-        dist.barrier()
+        dist.barrier()  # until the first process, at its own barrier below, has drawn and read the data
     elif draw:
         from data.toy.prepare import prepare
         prepare(root, size=tuple(d["size"]))
@@ -227,18 +228,20 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
             file.write(yaml.safe_dump(cfg, sort_keys=False, allow_unicode=True).encode())
         start_log(log, step)
 
-    net = wrap(model, c, ranks, device)
+    net = wrap(model, c, ranks, device)  # only for the loss; its weights are those of model, which is saved
     torch.backends.cudnn.benchmark = True  # images of one size: let cuDNN choose its fastest convolution for it
     batch = c["batch_size"]
     loader = batches(pairs, batch, cfg["seed"], images, d["flip"], d["augment"], device, rank, ranks)
     bar = tqdm(total=images + (c["steps"] - step) * batch, initial=images, unit="img", desc=out.name,
                dynamic_ncols=True, mininterval=0.5 if os.isatty(2) else 30, disable=rank > 0)
-    sums, logged_step = torch.zeros(2, device=device), step  # of loss and gradient norm since the last row of the log
+    sums = torch.zeros(2, device=device)  # of loss and gradient norm, since the last row of the log
+    logged_step = step  # of that row
     started, busy, halt = time.monotonic() - seconds, 0.0, 0
 
     with bar, stop_signals() as stop:
         tick = time.monotonic()
         while step < c["steps"] and not halt:
+            # linear warm-up, constant up to step `hold`, then as 1 / sqrt(step); a checkpoint brings betas of its own
             lr = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
             for group in optimizer.param_groups:
                 group |= {"lr": lr, "betas": (0.9, c["beta2"])}
@@ -264,7 +267,7 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
             # an overflow of fp16, which GradScaler answers by leaving out the step, is no alarm
             sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
             bar.update(batch)
-            halt = torch.tensor(max(stop, default=0))
+            halt = torch.tensor(max(stop, default=0))  # the number of a signal that any process got, or 0
             if ranks > 1:
                 dist.all_reduce(halt, dist.ReduceOp.MAX)  # between the CPUs, so no GPU has to wait
             due = [name for name in ("log", "val", "preview", "save")
@@ -330,7 +333,7 @@ def train(cfg, resume=False, dry_run=False):
         pairs, held_out = read_data(cfg, rank, ranks, dry_run)
         if pairs:
             print(f"{len(pairs)} pairs, which is {c['steps'] * c['batch_size'] / len(pairs):.1f} epochs")
-        if dry_run and resume and path.exists():
+        if dry_run and resume and (path.exists() or Path(f"{path}.previous").exists()):
             compare_run(load_checkpoint(path), cfg, colorbook)
         if dry_run:
             print(f"dry run: nothing was written; a run would go to {out}")
