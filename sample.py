@@ -77,7 +77,7 @@ def resolve(args):
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
     elif Path(s["mask"]).resolve() == Path(s["out"]).resolve():
         raise ValueError(f"{s['out']}: the masks are in it; choose another folder for the images with --out")
-    if s["steps"] > state["config"]["diffusion"]["T"]:
+    if s["steps"] > state["config"]["diffusion"]["T"] and s["sampler"] != "ddpm":
         raise ValueError(f"--steps {s['steps']}: expected 1..{state['config']['diffusion']['T']}, the checkpoint's T")
     return state, s
 

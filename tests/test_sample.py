@@ -282,7 +282,7 @@ def test_all_steps_of_ddpm(make, mask, checkpoint, tmp_path, passes):
     cfg = load_checkpoint(checkpoint)["config"]
     cfg["diffusion"] |= {"T": 30, "beta_end": 0.3}
     model = changed_checkpoint(checkpoint, tmp_path / "short.pt", config=cfg)
-    out = make("--mask", mask, "--n", 1, "--sampler", "ddpm", "--steps", 4, "--guidance", 1, model=model)
+    out = make("--mask", mask, "--n", 1, "--sampler", "ddpm", "--steps", 400, "--guidance", 1, model=model)
     assert read_settings(out / "scene_w1_seed1.png")["steps"] == len(passes) == 30
 
 

@@ -185,9 +185,8 @@ def test_unconditional_baseline_trains(tiny):
 
 
 def test_a_trained_model_obeys_its_mask(tiny):
-    """From data to image: 90 % of the pixels of samples have the look of their mask's class, on masks never seen."""
-    cfg = tiny(train__steps=110, train__lr=0.006, train__warmup=10, train__batch_size=16, train__ema=0.95,
-               model__hidden_dim=16, **NEVER)
+    """From data to image: 95 % of the pixels of samples have the look of their mask's class, on masks never seen."""
+    cfg = tiny(train__steps=160, train__lr=0.003, train__warmup=10, train__batch_size=16, model__hidden_dim=16, **NEVER)
     train(cfg)
     model, diffusion, _ = build(cfg, 4, torch.device("cpu"))
     model.load_state_dict(saved(cfg)["ema"])
@@ -196,7 +195,7 @@ def test_a_trained_model_obeys_its_mask(tiny):
     x = sample(eps_fn, noise_like_seeds(range(8), (3, 16, 16)), diffusion.alpha_bar, steps=10)
     looks = torch.from_numpy(LOOKS).float() / 127.5 - 1
     nearest = (x[:, None] - looks[None, :, :, None, None]).square().sum(2).argmin(1)
-    assert (nearest == truth).float().mean() > 0.9
+    assert (nearest == truth).float().mean() > 0.95
 
 
 @pytest.mark.parametrize("precision", ["fp32", "fp16"])

@@ -23,8 +23,8 @@ def saved(cfg):
 
 @needs_fork
 def test_random_faults_lose_nothing(tmp_path):
-    """Three faults at random moments leave the weights of an undisturbed run (benchmarks.faults is the long form)."""
-    assert harass(tmp_path, kills=3, seed=1, steps=12).total() == 3
+    """Six faults at random moments leave the weights of an undisturbed run (benchmarks.faults is the long form)."""
+    assert harass(tmp_path, kills=6, seed=1, steps=20).total() == 6
 
 
 @needs_fork
