@@ -48,6 +48,6 @@ def tiny(flat_root, tmp_path):
                   "train.previews": 2, "train.log_every": 2, "train.precision": "fp32",
                   "sample.out": tmp_path / "out", "sample.steps": 4, "sample.precision": "fp32"}
         values |= {key.replace("__", "."): value for key, value in settings.items()}
-        return load_config("config.yaml", "toy", [f"{key}={value}" for key, value in values.items()])
+        return load_config(None, "toy", [f"{key}={value}" for key, value in values.items()])
 
     return make
