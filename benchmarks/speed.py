@@ -25,12 +25,12 @@ from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from benchmarks.timing import machine, now, peak_memory, table, training_step
-from checkpoint import build, pick_device
+from checkpoint import build, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from data.common import write_dataset
 from data.toy.prepare import scene
 from dataset import Pairs, batches, read_image, unpack
-from ddpm import dpm_solver, guided_eps, noise_like_seeds, sample
+from ddpm import ddpm, dpm_solver, guided_eps, noise_like_seeds, sample
 from masks import Colorbook, one_hot
 from unet import UNet
 
@@ -122,6 +122,37 @@ def guidance(cfg, device, rounds):
             counts.append({"form": f"{sampler}, {n} steps: {name}"} | count_passes(way, diffusion, sampler, n))
             counts[-1]["speed"] = counts[0]["passes"] / counts[-1]["passes"]
     return [steps, samplers, runs, counts]
+
+
+@torch.no_grad()
+def images(cfg, device, rounds):
+    """16 guided images: the thesis's way, of whose 1000 steps 5 are timed, and the ways of sample.py"""
+    B, timed = 16, 5
+    cfg["train"]["precision"] = "fp32"
+    model, diffusion, _ = build(cfg, K, device)
+    mask = one_hot(torch.randint(K, (B, *cfg["data"]["size"])).byte().to(device), K)
+    noise = noise_like_seeds(range(B), (3, *cfg["data"]["size"]), device)
+    cfg["train"]["precision"] = pick_precision(cfg["sample"]["precision"], device)
+    _, _, autocast = build(cfg, K, device)
+
+    def thesis():
+        ddpm(plain_eps(model, diffusion, mask), noise(), diffusion.alpha_bar[:timed], noise)
+
+    def ours(steps, interval):
+        with autocast():
+            dpm_solver(guided_eps(model, diffusion, mask, W, interval), noise(), diffusion.alpha_bar, steps)
+
+    forms = {f"{diffusion.T} steps of DDPM, two passes each, fp32": thesis}
+    for steps in 20, 10:
+        for interval in None, INTERVAL:
+            name = f"{steps} steps of DPM-Solver++, {cfg['train']['precision']}"
+            forms[name + (f", guidance at noise {interval}" if interval else "")] = partial(ours, steps, interval)
+    rows = race(forms, rounds, device)
+    for key in "ms", "least", "most":
+        rows[0][key] *= diffusion.T / timed
+    for row in rows[1:]:
+        row["speed"] *= diffusion.T / timed
+    return [rows]
 
 
 # -------------------------------------------------------------------------------------------------- loader
@@ -218,7 +249,7 @@ def checkpointing(cfg, device, rounds):
     return [rows]
 
 
-PARTS = {part.__name__: part for part in (guidance, loader, optimiser, groupnorm, checkpointing)}
+PARTS = {part.__name__: part for part in (guidance, images, loader, optimiser, groupnorm, checkpointing)}
 
 
 def speed(cfg, device, only, rounds):
