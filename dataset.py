@@ -88,8 +88,7 @@ def match_pairs(images, masks, where):
 class Pairs:
     """The pairs of <root>/<split>/{images,masks}, fitted to size (height, width); the classes: <root>/colorbook.json.
 
-    planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
-            with memory_gb=None the files are only checked
+    planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file
     files   [(stem, path of the image, path of the mask)], N of them
 
     ValueError names the folders that are missing and the files that cannot be used.
@@ -109,10 +108,7 @@ class Pairs:
             raise ValueError(f"{self.folder}: none of {len(images)} image(s) has its mask among {len(masks)}: "
                              f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
         shape = (len(self.files), 4, *self.size)
-        if memory_gb is None:
-            for _ in self.read():
-                pass
-        elif math.prod(shape) <= memory_gb * 2**30:
+        if math.prod(shape) <= memory_gb * 2**30:
             self.planes = torch.empty(shape, dtype=torch.uint8)
             for i, planes in enumerate(self.read()):
                 self.planes[i] = torch.from_numpy(planes)
@@ -128,15 +124,16 @@ class Pairs:
         for _, image_path, mask_path in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
             try:
                 image, (ids, kind, snapped) = read_image(image_path), read_mask(mask_path, self.colorbook)
-                fitted = fit_pair(image, ids, self.size, None, f"{image_path} and {mask_path}")
+                (H, W), where = ids.shape, f"{image_path} and {mask_path}"
+                image, ids = fit_pair(image, ids, self.size, None, where)
             except ValueError as error:
                 bad.append(str(error))
                 continue
-            H, W = ids.shape
+            kept = min(H * w / (W * h), W * h / (H * w))  # the share of the pixels that are not cropped
             notes[kind + (" with soft edges" if snapped else "")] += 1
             notes["enlarged (prepare the data with a larger --size)"] += H < h or W < w
-            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += min(H * w / (W * h), W * h / (H * w)) < 0.9
-            yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
+            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += kept < 0.9
+            yield np.ascontiguousarray(np.dstack([image, ids]).transpose(2, 0, 1))
         if bad:
             listed = "\n".join(bad[:10]) + (f"\n... and {len(bad) - 10} more" if len(bad) > 10 else "")
             raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; fix or delete:\n{listed}")
