@@ -76,7 +76,7 @@ def list_files(folder, ending=""):
 
 
 def match_pairs(images, masks, where):
-    """[(stem, image, mask)] of two dicts by stem; prints how many have no partner, and which."""
+    """[(stem, image, mask)] of two dicts by stem; prints how many have no partner, and ten of them."""
     for kind, alone in (("image(s) without a mask", images.keys() - masks.keys()),
                         ("mask(s) without an image", masks.keys() - images.keys())):
         if alone:
@@ -91,22 +91,20 @@ class Pairs:
     planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file
     files   [(stem, path of the image, path of the mask)], N of them
 
-    ValueError names the folders that are missing and the files that cannot be used.
+    ValueError names the folder without pairs, or the files that cannot be used.
     """
 
     def __init__(self, root, split, size, memory_gb=4.0):
         root, self.folder, self.size = Path(root), Path(root) / split, tuple(size)
-        splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
-        if split not in splits:
-            raise ValueError(f"{root} has the splits: {', '.join(splits) or 'none'}; expected {split}/images and "
-                             f"{split}/masks in it. Prepare the data first (python -m data.<name>.prepare), or set "
-                             "data.root, or data.val to another split")
-        self.colorbook = Colorbook.load(root / "colorbook.json")
-        images, masks = list_files(self.folder / "images"), list_files(self.folder / "masks")
+        folders = self.folder / "images", self.folder / "masks"
+        images, masks = (list_files(folder) if folder.is_dir() else {} for folder in folders)
         self.files = match_pairs(images, masks, self.folder)
         if not self.files:
-            raise ValueError(f"{self.folder}: none of {len(images)} image(s) has its mask among {len(masks)}: "
-                             f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
+            splits = ", ".join(sorted(path.parent.name for path in root.glob("*/masks"))) or "none"
+            raise ValueError(f"{self.folder}: no pairs; expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), "
+                             f"without sub-folders. Splits in {root}: {splits}. Prepare the data first (python -m data."
+                             "<name>.prepare), or set data.root, or data.val to another split")
+        self.colorbook = Colorbook.load(root / "colorbook.json")
         shape = (len(self.files), 4, *self.size)
         if math.prod(shape) <= memory_gb * 2**30:
             self.planes = torch.empty(shape, dtype=torch.uint8)

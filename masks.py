@@ -82,9 +82,9 @@ def open_image(path):
         return image
     except Exception as error:  # Pillow raises many kinds for a broken file
         size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
-        raise ValueError(f"{path}{size}: not readable as an image: {error}; expected a complete file of one frame, at "
-                         f"most {Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it down if it is larger "
-                         "(a mask without smoothing)") from error
+        raise ValueError(f"{path}{size}: not readable as an image: {error}; expected one complete image of at most "
+                         f"{Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it down if it is larger, a mask "
+                         "without smoothing") from error
 
 
 def read_mask(path, colorbook):
@@ -144,9 +144,10 @@ def read_colors(rgb, colorbook, path):
     for shade in (0, 255):
         if np.linalg.norm(colors - shade, axis=1).min() > REACH:  # no class is near black, or white
             names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
-    codes, exact = (array.astype(np.uint32) @ np.uint32([1 << 16, 1 << 8, 1]) for array in (rgb, colors))  # 0xRRGGBB
-    index = np.full(codes.shape, -1)  # into names and colors
-    for k, code in enumerate(exact):
+    to_code = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    codes = rgb.astype(np.uint32) @ to_code  # 0xRRGGBB
+    index = np.full(codes.shape, -1)  # of each pixel's exact color in colors, or -1
+    for k, code in enumerate(colors.astype(np.uint32) @ to_code):
         index[codes == code] = k
     off = index < 0
     if off.any():
@@ -177,7 +178,8 @@ def snap(rgb, colors):
     solid in its square of 8x8 pixels or one beside it, so that a blend of two never becomes a third; but a thin stroke,
     near a color and no blend of the solid ones, keeps it. Unknown: an even spot near no color, or a photograph.
     """
-    def dilate(planes):  # the largest value of (C, H, W) in the 3x3 pixels around each
+    def dilate(planes):
+        """The largest value of planes (C, H, W) in the 3x3 pixels around each."""
         return F.max_pool2d(planes, 3, 1, 1)
 
     (H, W), K = rgb.shape[:2], len(colors)
