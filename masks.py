@@ -92,7 +92,7 @@ def read_mask(path, colorbook):
 
     Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids" or "colours"), and the
     share 0..1 of pixels whose colour was off and had to be snapped to a class. Unlabelled is what is transparent and,
-    in colours, black and white where no class is near them.
+    in colours, black if no class is black and white if none is nearly white.
     ValueError: unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
@@ -130,10 +130,11 @@ def check_ids(ids, colorbook, path):
 
 
 def check_grey(values, colorbook, path):
-    """ValueError if grey values may be colours: each is that of a class, but not all have the id of their class."""
-    classes = {r: k for k, (r, g, b) in enumerate(colorbook.colors.tolist()) if r == g == b}
-    if classes.keys() >= set(values) and any(classes[v] != v for v in values):
-        listed = ", ".join(f"{v} is the colour of {colorbook.names[classes[v]]!r}" for v in values)
+    """ValueError if grey values may be colours: black, white, or those of classes, of which one has another id."""
+    greys = {r: k for k, (r, g, b) in enumerate(colorbook.colors.tolist()) if r == g == b}
+    meant = {v: greys[v] for v in values if v in greys}
+    if meant and {0, 255, *meant} >= set(values) and any(meant.get(v, UNLABELLED) != v for v in values):
+        listed = ", ".join(f"{v} is the colour of {colorbook.names[k]!r}" for v, k in meant.items())
         raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids. Save it as an 8-bit "
                          "PNG, in RGB if these are colours, with a palette if they are ids")
 
@@ -141,8 +142,8 @@ def check_grey(values, colorbook, path):
 def read_colors(rgb, colorbook, path):
     """Colours (H, W, 3) uint8 to ids (H, W) uint8, and the share of pixels that were snapped. ValueError: unknown."""
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
-    for shade in (0, 255):
-        if np.linalg.norm(colors - shade, axis=1).min() > REACH:  # no class is near black, or white
+    for shade, near in ((0, 0), (255, REACH)):
+        if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class is black, or nearly white
             names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
     to_code = np.array([1 << 16, 1 << 8, 1], np.uint32)
     codes = rgb.astype(np.uint32) @ to_code  # 0xRRGGBB
@@ -166,7 +167,7 @@ def read_colors(rgb, colorbook, path):
                              f"`python masks.py --colorbook {quote(str(colorbook.source))}` draws")
         H, W = off.shape
         snapped = snapped.repeat(step, axis=0).repeat(step, axis=1)[:H, :W]
-        index = snapped if step == 1 else np.where(off, snapped, index)
+        index = snapped if step == 1 else np.where(off, snapped, index)  # large: what is exact stays as it is
     return np.where(index < len(colorbook), index, UNLABELLED).astype(np.uint8), float(off.mean())
 
 
@@ -186,12 +187,13 @@ def snap(rgb, colors):
     rgb, colors = torch.tensor(rgb).float(), torch.tensor(colors).float()
     distance = torch.cdist(rgb.flatten(0, 1), colors).T.reshape(K, H, W)
     off, nearest = distance.min(dim=0)
-    far, planes = off > REACH, rgb.permute(2, 0, 1)
+    far = off > REACH
+    planes = rgb.permute(2, 0, 1)
     spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
     solid = ~far & (spread <= 8) | (dilate(off[None])[0] == 0)
 
     y, x = torch.nonzero(solid, as_tuple=True)
-    present = torch.zeros(K, -(-H // 8), -(-W // 8))  # the colors that are solid in each square of 8x8 pixels
+    present = torch.zeros(K, math.ceil(H / 8), math.ceil(W / 8))  # the colors that are solid in squares of 8x8 pixels
     present[nearest[y, x], y // 8, x // 8] = 1
     beside = dilate(present) > 0  # ... or in one of the eight squares around it
     # the box, in RGB, of the solid colors beside: a blend of them lies in it
