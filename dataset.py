@@ -26,8 +26,7 @@ def read_image(path):
     if image.mode.startswith("I;16"):  # convert() would clip to white
         image = Image.fromarray(((np.array(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F", "LAB"):
-        raise ValueError(f"{path}: mode {image.mode}, whose range is not known; expected 8 or 16 bits. Save it as an "
-                         "8-bit PNG")
+        raise ValueError(f"{path}: mode {image.mode} has no known range; expected 8 or 16 bits. Save it as an 8-bit PNG")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))
@@ -121,32 +120,33 @@ class Pairs:
         notes, bad, (h, w) = Counter(), [], self.size
         for _, image_path, mask_path in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
             try:
-                image, (ids, kind, snapped) = read_image(image_path), read_mask(mask_path, self.colorbook)
-                (H, W), where = ids.shape, f"{image_path} and {mask_path}"
-                image, ids = fit_pair(image, ids, self.size, None, where)
+                image = read_image(image_path)
+                ids, kind, snapped = read_mask(mask_path, self.colorbook)
+                fitted = fit_pair(image, ids, self.size, None, f"{image_path} and {mask_path}")
             except ValueError as error:
                 bad.append(str(error))
                 continue
-            kept = min(H * w / (W * h), W * h / (H * w))  # the share of the pixels that are not cropped
+            H, W = ids.shape
+            kept = min(H * w / (W * h), W * h / (H * w))  # the share of the pixels that fit() does not crop
             notes[kind + (" with soft edges" if snapped else "")] += 1
             notes["enlarged (prepare the data with a larger --size)"] += H < h or W < w
             notes[f"that lose more than a tenth to the crop to {h}x{w}"] += kept < 0.9
-            yield np.ascontiguousarray(np.dstack([image, ids]).transpose(2, 0, 1))
+            yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
         if bad:
             listed = "\n".join(bad[:10]) + (f"\n... and {len(bad) - 10} more" if len(bad) > 10 else "")
             raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; fix or delete:\n{listed}")
         print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
 
     def map_planes(self, shape):
-        """The planes, mapped from a nameless file beside the split, which goes when the process ends."""
+        """The planes, mapped from a nameless file in the folder of the split, which is gone when the process ends."""
         try:
             with tempfile.TemporaryFile(dir=self.folder) as file:
                 file.writelines(self.read())  # written, not mapped: on a full disk a mapping ends in a crash
                 return torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
         except OSError as error:
-            raise OSError(f"{self.folder}: the pairs cannot be written to a file here: {error}. Make room for "
-                          f"{math.prod(shape) / 2**30:.1f} GiB, or hold them in memory with a larger data.memory_gb"
-                          ) from error
+            gb = math.prod(shape) / 2**30
+            raise OSError(f"{self.folder}: a file for the pairs cannot be written here: {error}. Make room for {gb:.1f} "
+                          "GiB, or hold the pairs in memory with a larger data.memory_gb") from error
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):

@@ -196,7 +196,7 @@ GREYS = {  # classes; the values in a grey file; the words of the refusal, or no
     "only black of a black class": (MERGED, [0], ("colours or ids", "'void'")),
     "only white of a white class": (MERGED, [255], ("colours or ids", "'line'")),
     "ids of a colorbook with black and white": (MERGED, [0, 2, 4, 255], ()),
-    "greys of classes, far above the ids": (CITYSCAPES, [0, 70, 153], ("unknown class ids 70", "153")),
+    "greys of classes, far above the ids": (CITYSCAPES, [0, 70, 153], ("colours or ids", "'building'", "'pole'")),
     "a white line on black": ({"line": [255, 255, 255]}, [0, 255], ("colours or ids", "'line'")),
     "greys that are ids too": ({str(k): [k + 1] * 3 for k in range(9)}, [3, 4], ("colours or ids", "'2'", "'3'")),
     "greys that are their own ids": ({str(k): [k] * 3 for k in range(9)}, [0, 3, 4, 255], ()),
