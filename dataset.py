@@ -26,7 +26,7 @@ def read_image(path):
     if image.mode.startswith("I;16"):  # convert() would clip to white
         image = Image.fromarray(((np.array(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F", "LAB"):
-        raise ValueError(f"{path}: mode {image.mode} has no known range; expected 8 or 16 bits. Save it as an 8-bit PNG")
+        raise ValueError(f"{path}: mode {image.mode} of unknown range; expected 8 or 16 bits. Save it as an 8-bit PNG")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))
@@ -145,8 +145,8 @@ class Pairs:
                 return torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
         except OSError as error:
             gb = math.prod(shape) / 2**30
-            raise OSError(f"{self.folder}: a file for the pairs cannot be written here: {error}. Make room for {gb:.1f} "
-                          "GiB, or hold the pairs in memory with a larger data.memory_gb") from error
+            raise OSError(f"{self.folder}: a file of {gb:.1f} GiB cannot be written here: {error}. Make room, or "
+                          "hold the pairs in memory with a larger data.memory_gb") from error
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):

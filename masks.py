@@ -105,7 +105,7 @@ def read_mask(path, colorbook):
     kind = "ids" if image.mode == "L" else "colours"
     if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
         shown = np.frombuffer(bytes(image.getpalette("RGB")).ljust(768, b"\0"), np.uint8).reshape(256, 3)
-        same = (shown == colorbook.palette).all(axis=1)  # by id
+        same = (shown == colorbook.palette).all(axis=1)  # is the id shown in the colour of its class?
         same[UNLABELLED] = True  # it may be shown in any colour
         if (shown == np.arange(256)[:, None]).all():
             kind = "ids"  # shown as greys
