@@ -1,8 +1,9 @@
 """Pairs of image and mask: match, fit, read, batch, augment."""
 
+import hashlib
 import itertools
 import math
-import tempfile
+import secrets
 import unicodedata
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
@@ -23,7 +24,7 @@ ORDER, FLIP, AUGMENT = range(3)  # each random stream begins its seed with a tag
 def read_image(path):
     """An image file as (H, W, 3) uint8 RGB: 16 bits scaled to 8, black where transparent. ValueError names the file."""
     image = open_image(path)
-    if image.mode.startswith("I;16"):  # convert() would clip to white
+    if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # convert() would clip to white
         image = Image.fromarray(((np.array(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
     if image.mode in ("I", "F", "LAB"):
         raise ValueError(f"{path}: mode {image.mode} of unknown range; expected 8 or 16 bits. Save it as an 8-bit PNG")
@@ -87,7 +88,8 @@ def match_pairs(images, masks, where):
 class Pairs:
     """The pairs of <root>/<split>/{images,masks}, fitted to size (height, width); the classes: <root>/colorbook.json.
 
-    planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file
+    planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
+            with memory_gb=None the files are only checked
     files   [(stem, path of the image, path of the mask)], N of them
 
     ValueError names the folder without pairs, or the files that cannot be used.
@@ -105,7 +107,10 @@ class Pairs:
                              "<name>.prepare), or set data.root, or data.val to another split")
         self.colorbook = Colorbook.load(root / "colorbook.json")
         shape = (len(self.files), 4, *self.size)
-        if math.prod(shape) <= memory_gb * 2**30:
+        if memory_gb is None:
+            for _ in self.read():
+                pass
+        elif math.prod(shape) <= memory_gb * 2**30:
             self.planes = torch.empty(shape, dtype=torch.uint8)
             for i, planes in enumerate(self.read()):
                 self.planes[i] = torch.from_numpy(planes)
@@ -133,20 +138,30 @@ class Pairs:
             notes[f"that lose more than a tenth to the crop to {h}x{w}"] += kept < 0.9
             yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
         if bad:
-            listed = "\n".join(bad[:10]) + (f"\n... and {len(bad) - 10} more" if len(bad) > 10 else "")
-            raise ValueError(f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; fix or delete:\n{listed}")
+            more = [f"... and {len(bad) - 10} more"] * (len(bad) > 10)
+            raise ValueError("\n".join([f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; "
+                                        "fix or delete them:", *bad[:10], *more]))
         print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
 
     def map_planes(self, shape):
-        """The planes, mapped from a nameless file in the folder of the split, which is gone when the process ends."""
+        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; other files make another key."""
+        state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for _, *pair in self.files for path in pair]
+        key = hashlib.sha256(repr((state, self.colorbook.classes)).encode()).hexdigest()[:12]
+        path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}"
+        partial = path.with_suffix(f".{secrets.token_hex(4)}")  # another process may be writing the same map
+        gb = math.prod(shape) / 2**30
         try:
-            with tempfile.TemporaryFile(dir=self.folder) as file:
-                file.writelines(self.read())  # written, not mapped: on a full disk a mapping ends in a crash
-                return torch.from_numpy(np.memmap(file, np.uint8, "c", shape=shape))
+            if not path.exists():
+                with open(partial, "wb") as file:  # written, not mapped: on a full disk a mapping ends in a crash
+                    file.writelines(self.read())
+                partial.replace(path)
         except OSError as error:
-            gb = math.prod(shape) / 2**30
-            raise OSError(f"{self.folder}: a file of {gb:.1f} GiB cannot be written here: {error}. Make room, or "
-                          "hold the pairs in memory with a larger data.memory_gb") from error
+            raise OSError(f"{path} cannot be written: {error}. Make room there for {gb:.1f} GiB, or hold the pairs in "
+                          "memory with a larger data.memory_gb") from error
+        finally:
+            partial.unlink(missing_ok=True)
+        print(f"{self.folder}: {len(self)} pairs, {gb:.1f} GiB mapped from {path.name}")
+        return torch.from_file(str(path), size=math.prod(shape), dtype=torch.uint8).reshape(shape)
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
@@ -219,16 +234,16 @@ def to_uint8(x):
     return ((x.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).cpu().numpy()
 
 
-def contact_sheet(rows, titles=()):
-    """Rows of (H, W, 3) uint8 images of one size as a PIL image, enlarged so that each side is 128 or more."""
+def contact_sheet(rows, titles=(), least=128):
+    """Rows of equally large (H, W, 3) uint8 images as one PIL image, enlarged so that each side is `least` or more."""
     H, W = rows[0][0].shape[:2]
-    scale, top = math.ceil(128 / min(H, W)), 20 if titles else 4
-    h, w = H * scale + 4, W * scale + 4  # of a cell: an image, and a gap
-    sheet = Image.new("RGB", (4 + w * max(map(len, rows)), top + h * len(rows)), "white")
+    scale, gap, top = -(-least // min(H, W)), 4, 18 * bool(titles)
+    cell_h, cell_w = H * scale + gap, W * scale + gap
+    sheet = Image.new("RGB", (cell_w * max(map(len, rows)) + gap, cell_h * len(rows) + gap + top), "white")
     for r, row in enumerate(rows):
         for c, image in enumerate(row):
-            enlarged = image.repeat(scale, axis=0).repeat(scale, axis=1)
-            sheet.paste(Image.fromarray(enlarged), (4 + c * w, top + r * h))
+            enlarged = Image.fromarray(image).resize((W * scale, H * scale), Image.Resampling.NEAREST)
+            sheet.paste(enlarged, (gap + c * cell_w, top + gap + r * cell_h))
     for c, title in enumerate(titles):
-        ImageDraw.Draw(sheet).text((4 + c * w, 2), title, "black", ImageFont.load_default(12))
+        ImageDraw.Draw(sheet).text((gap + c * cell_w, 2), title, "black", ImageFont.load_default(12))
     return sheet

@@ -201,7 +201,7 @@ def read_data(cfg, rank, ranks, dry_run):
     elif draw:
         from data.toy.prepare import prepare
         prepare(root, size=tuple(d["size"]))
-    pairs = [Pairs(root, split, d["size"], d["memory_gb"]) for split in ("train", d["val"])]
+    pairs = [Pairs(root, split, d["size"], None if dry_run else d["memory_gb"]) for split in ("train", d["val"])]
     if ranks > 1 and not rank:
         dist.barrier()
     return pairs

@@ -12,7 +12,7 @@ from tqdm import tqdm
 from config import command
 from masks import save_mask
 
-PREPARED = re.compile(r"colorbook\.json|(train|val|test)/((images|masks)/([^/]+\.png)?)?")
+PREPARED = re.compile(r"colorbook\.json|(train|val|test)/((images|masks)/([^/]+\.png)?|\.planes_[^/]+)?")
 
 
 def parse_size(text):
@@ -24,7 +24,7 @@ def parse_size(text):
 
 
 def check_replaceable(out):
-    """FileExistsError if `out` holds anything but a prepared data set."""
+    """FileExistsError if `out` holds anything but a prepared data set and the maps that Pairs makes of it."""
     remedy = "and is not replaced: choose another --out, or delete it yourself"
     if out.exists() and not out.is_dir():
         raise FileExistsError(f"{out} is a file, {remedy}")

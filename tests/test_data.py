@@ -357,6 +357,14 @@ def test_out_is_the_source(tmp_path, download, monkeypatch, out):
     assert content(source) == before
 
 
+def test_maps_go_with_their_set(prepared):
+    """A set from which a training has made maps is replaced, and the maps of the old images go with it."""
+    Pairs(prepared, "train", (8, 8), memory_gb=0)
+    assert len(content(prepared)) == 4
+    write_dataset(prepared, TWO, one_pair(2))
+    assert value_of(prepared) == 2
+
+
 @pytest.mark.skipif(os.name == "nt", reason="links need rights on Windows")
 def test_links_to_and_in_a_set(prepared, tmp_path):
     """Where --out is a link the set behind it is replaced; a set with a link in it is refused."""

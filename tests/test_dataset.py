@@ -2,20 +2,21 @@
 
 import colorsys
 import itertools
+import json
 import multiprocessing
 import os
 import random
 import re
 import sys
-import tempfile
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scenes import (
-    CAR, NONE, PALETTE, ROAD, VEGETATION, check_match, save_palette, street, write_pairs)
+    CAR, CITYSCAPES, NONE, PALETTE, ROAD, SKY, VEGETATION, check_match, save_palette, street, write_pairs)
 
+import dataset
 from config import load_config
 from data.common import parse_size
 from dataset import Pairs, augment_pair, batches, contact_sheet, fit, list_files, to_uint8, unpack
@@ -217,30 +218,91 @@ def test_same_stem_twice(tmp_path):
 # ----------------------------------------------------------------------------------------------- mapped from a file
 
 
-@pytest.mark.parametrize("size", [(12, 16), (16, 12)])
-def test_memory_and_mapped_file_agree(five, size):
-    """Mapped planes are those in memory, and no file is left beside the data."""
-    before = sorted(five.rglob("*"))
-    held, mapped = (Pairs(five, "train", size, memory_gb).planes for memory_gb in (4, 0))
-    assert torch.equal(held, mapped)
-    if os.name != "nt":
-        assert sorted(five.rglob("*")) == before
+def maps(root):
+    return sorted(path.name for path in (root / "train").iterdir() if path.is_file())
 
 
-@pytest.mark.parametrize("limit, mapped", [(5121, False), (5119, True)])
-def test_memory_gb(five, monkeypatch, limit, mapped):
+def test_memory_and_mapped_file_agree(five, capsys):
+    """Mapped planes are those in memory; the file is written once, read again, and another size has its own."""
+    held = Pairs(five, "train", (12, 16)).planes
+    assert maps(five) == [] and torch.equal(Pairs(five, "train", (12, 16), memory_gb=0).planes, held)
+    assert "pairs: 5 palette" in capsys.readouterr().out and len(maps(five)) == 1
+    assert torch.equal(Pairs(five, "train", (12, 16), memory_gb=0).planes, held)
+    assert re.fullmatch(r".*: 5 pairs, 0\.0 GiB mapped from \.planes_12x16_\w+\n", capsys.readouterr().out)
+    Pairs(five, "train", (16, 12), memory_gb=0)
+    assert len(maps(five)) == 2
+
+
+@pytest.mark.parametrize("size, limit, mapped", [((16, 16), 5121, False), ((16, 16), 5119, True)])
+def test_memory_gb(five, size, limit, mapped):
     """memory_gb is the limit in GiB up to which 4 bytes a pixel are held in memory."""
-    make, files = tempfile.TemporaryFile, []
-    monkeypatch.setattr(tempfile, "TemporaryFile", lambda **options: files.append(options["dir"]) or make(**options))
-    Pairs(five, "train", (16, 16), memory_gb=limit / 2**30)
-    assert files == [five / "train"] * mapped
+    Pairs(five, "train", size, memory_gb=limit / 2**30)
+    assert len(maps(five)) == mapped
 
 
-def test_planes_follow_the_files(five):
-    """A file that was changed in place is seen at the next start, also where the planes are mapped."""
-    Pairs(five, "train", (16, 24), 0)
-    save_palette(np.full((16, 24), CAR, np.uint8), five / "train" / "masks" / "pair2.png")
-    assert (Pairs(five, "train", (16, 24), 0).planes[2, 3] == CAR).all()
+def repaint(root, stem, value):
+    """Give the mask of a pair another class, in as many bytes as before (BMP), a second later."""
+    path = root / "train" / "masks" / f"{stem}.bmp"
+    before = path.stat()
+    Image.fromarray(np.full((16, 24), value, np.uint8)).save(path)
+    assert path.stat().st_size == before.st_size
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
+
+
+def test_a_map_is_never_stale(five):
+    """Files changed in place, added, or read as other classes are read again, also where names and sizes stay equal."""
+    for path in (five / "train" / "masks").iterdir():
+        Image.fromarray(np.array(Image.open(path))).save(path.with_suffix(".bmp"))
+        path.unlink()
+    Pairs(five, "train", (12, 12), 0)
+    repaint(five, "pair2", CAR)
+    assert (Pairs(five, "train", (12, 12), 0).planes[2, 3] == CAR).all()
+    Image.fromarray(PALETTE[np.full((16, 24), SKY, np.uint8)]).save(five / "train" / "images" / "pair2.png")
+    assert (Pairs(five, "train", (12, 12), 0).planes[2, :3].permute(1, 2, 0) == torch.from_numpy(PALETTE[SKY])).all()
+    write_pairs(five, {"pair9": np.full((16, 24), ROAD, np.uint8)})
+    assert (Pairs(five, "train", (12, 12), 0).planes[5, 3] == ROAD).all()
+
+
+def test_a_map_follows_the_colorbook(tmp_path):
+    """With another order of the classes, masks in colours are read anew."""
+    root = write_pairs(tmp_path / "data", {"a": street()})
+    Image.fromarray(PALETTE[street()]).save(root / "train" / "masks" / "a.png")
+    before = Pairs(root, "train", (48, 64), memory_gb=0).planes[0, 3]
+    names = [*CITYSCAPES][::-1]
+    (root / "colorbook.json").write_text(json.dumps({name: list(CITYSCAPES[name]) for name in names}))
+    after = Pairs(root, "train", (48, 64), memory_gb=0).planes[0, 3]
+    assert torch.equal(after, torch.where(before == NONE, before, 18 - before))
+
+
+def test_two_processes_make_one_map(five, monkeypatch):
+    """Two processes that map the same pairs, one in the middle of the other, both get the right planes."""
+    held, read, calls = Pairs(five, "train", (12, 12)).planes, dataset.read_image, []
+
+    def read_and_meet(path):
+        calls.append(path)
+        if len(calls) == 3:  # the other process ends first
+            assert torch.equal(Pairs(five, "train", (12, 12), memory_gb=0).planes, held)
+        return read(path)
+
+    monkeypatch.setattr(dataset, "read_image", read_and_meet)
+    assert torch.equal(Pairs(five, "train", (12, 12), memory_gb=0).planes, held)
+    assert len(calls) == 10 and len(maps(five)) == 1
+
+
+@pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
+def test_a_killed_map_is_made_anew(five, monkeypatch):
+    """After a kill in the middle of writing the map, the next training writes it anew."""
+    def read_and_die(path):
+        return os._exit(9) if "pair3" in path.name else read(path)
+
+    read = dataset.read_image
+    monkeypatch.setattr(dataset, "read_image", read_and_die)
+    killed = multiprocessing.get_context("fork").Process(target=Pairs, args=(five, "train", (12, 12), 0))
+    killed.start()
+    killed.join()
+    monkeypatch.undo()
+    assert killed.exitcode == 9 and not any(re.fullmatch(r"\.planes_12x12_\w{12}", name) for name in maps(five))
+    assert torch.equal(Pairs(five, "train", (12, 12), 0).planes, Pairs(five, "train", (12, 12)).planes)
 
 
 def write_under_a_limit(root):
@@ -252,27 +314,27 @@ def write_under_a_limit(root):
     try:
         Pairs(root, "train", (12, 12), memory_gb=0)
     except OSError as error:
-        words = (str(root / "train"), "cannot be written", "File too large", "GiB", "data.memory_gb")
+        words = (str(root / "train" / ".planes_12x12_"), "cannot be written", "File too large", "GiB", "data.memory_gb")
         os._exit(3 if all(word in str(error) for word in words) else 4)
 
 
 @pytest.mark.skipif("fork" not in multiprocessing.get_all_start_methods(), reason="needs fork")
 def test_map_on_a_full_disk(five):
-    """A full disk ends in a message that names the folder and the setting, and leaves nothing."""
-    before = sorted(five.rglob("*"))
+    """A full disk ends in a message that names the file and the setting, and leaves nothing."""
     child = multiprocessing.get_context("fork").Process(target=write_under_a_limit, args=(five,))
     child.start()
     child.join()
-    assert child.exitcode == 3 and sorted(five.rglob("*")) == before
+    assert child.exitcode == 3 and maps(five) == []
 
 
 def test_map_in_a_read_only_folder(five, monkeypatch):
-    """Where the folder may only be read, the message names the folder and the setting."""
-    def refuse(dir):
-        raise PermissionError(13, "Permission denied", str(dir))
+    """Where the folder may only be read, the message names the file and the setting."""
+    def refuse(path, *args, **options):
+        raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(tempfile, "TemporaryFile", refuse)
-    with pytest.raises(OSError, match=r"train: .*Permission denied.*data\.memory_gb"):
+    monkeypatch.setattr("builtins.open", refuse)
+    monkeypatch.setattr(dataset, "read_mask", lambda path, book: (np.zeros((16, 24), np.uint8), "palette", 0))
+    with pytest.raises(OSError, match=r"\.planes_12x12.*Permission denied.*data\.memory_gb"):
         Pairs(five, "train", (12, 12), memory_gb=0)
 
 
@@ -586,7 +648,7 @@ def test_uint8_round_trip():
 def test_contact_sheet(h, w, enlarged, titles):
     """Every image of a sheet is there whole, enlarged without smoothing, in its row and column."""
     rows = [[np.full((h, w, 3), PALETTE[3 * r + c]) for c in range(3)] for r in range(2)]
-    sheet = np.array(contact_sheet(rows, titles))
+    sheet = np.array(contact_sheet(rows, titles, least=128))
     assert sheet.shape[0] >= 2 * h * enlarged and sheet.shape[1] >= 3 * w * enlarged
     assert sheet.shape[0] <= 2 * h * enlarged + 40 and sheet.shape[1] <= 3 * w * enlarged + 20
     corners = []

@@ -395,7 +395,7 @@ def test_dry_run_reads_all_and_writes_nothing(tiny, flat_root, tmp_path, capsys)
     """A dry run reports parameters and epochs, and finds a bad pair; nothing in any folder changes."""
     root = tmp_path / "data"
     shutil.copytree(flat_root, root)
-    cfg, before = tiny(data__root=root, data__memory_gb=0), files(tmp_path)  # its data are mapped from a file
+    cfg, before = tiny(data__root=root, data__memory_gb=0), files(tmp_path)  # a run would write a map of its data
     train(cfg, dry_run=True)
     printed = capsys.readouterr().out
     assert files(tmp_path) == before
