@@ -96,8 +96,10 @@ def read_mask(path, colorbook):
     ValueError: unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
-    lossy = "jpeg" in (image.format.lower(), image.info.get("compression"))
-    if image.mode not in ("P", "L", "RGB", "RGBA") or (image.mode == "L" and lossy):
+    with open(path, "rb") as file:
+        bits = file.read(25)[24] if image.format == "PNG" else 8  # Pillow scales grey of 2 and 4 bits to 0..255
+    inexact = bits < 8 or "jpeg" in (image.format.lower(), image.info.get("compression"))
+    if image.mode not in ("P", "L", "RGB", "RGBA") or (image.mode == "L" and inexact):
         raise ValueError(f"{path}: {image.format} of mode {image.mode}; expected a palette, RGB(A), or exact ids in "
                          "grey. Save it as an 8-bit PNG")
     rgba, values = np.array(image.convert("RGBA")), np.array(image)

@@ -192,9 +192,10 @@ def test_grey_tiff_where_white_is_zero(tmp_path):
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_ids_of_few_bits(tmp_path, depth):
-    """Ids of fewer than 8 bits, which readers scale to 0..255, 1 to 17 or 85, are refused as they are no ids then."""
-    write_png(tmp_path / "mask.png", np.arange(12).reshape(3, 4) % 2**depth, depth)
-    check_refused(mask_of, tmp_path / "mask.png", "8-bit PNG")
+    """Grey of fewer than 8 bits is refused: readers scale it to 0..255, id 1 to 17 or 85, which may be ids too."""
+    for ids in np.arange(12).reshape(3, 4) % 2**depth, np.eye(4, dtype=int), np.eye(4, dtype=int) * (2**depth - 1):
+        write_png(tmp_path / "mask.png", ids, depth)
+        check_refused(mask_of, tmp_path / "mask.png", "8-bit PNG")
 
 
 @pytest.mark.parametrize("read", [mask_of, read_image])
