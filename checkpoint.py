@@ -5,7 +5,8 @@
     state = load_checkpoint(path)
 
 A checkpoint is one file of tensors and plain values: model, ema, optimizer, scaler, rng, step, images, seconds, config,
-colorbook. It is read with weights_only=True, so nothing in it is executed.
+colorbook; ema, step, config and colorbook are enough to sample from. It is read with weights_only=True, so nothing in
+it is executed.
 """
 
 import itertools
@@ -20,7 +21,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 
-from config import complete, flatten
+from config import flatten, load_config
 from ddpm import Diffusion
 from masks import Colorbook
 from unet import UNet
@@ -55,14 +56,34 @@ def join_processes(device):
     return dist.get_rank(), ranks
 
 
+def pick_precision(name, device):
+    """The precision that "auto" stands for on this device, printed with the reason; any other name as it is."""
+    if name != "auto":
+        if name == "fp16" and device.type == "cpu":
+            print("fp16 is slow on a CPU and no gain there: take auto")
+        return name
+    if device.type == "cuda" and not torch.cuda.is_bf16_supported(including_emulation=False):
+        name, why = "fp16", "this GPU does not multiply bf16"
+    elif device.type == "cuda":
+        name, why = "bf16", "this GPU multiplies it"
+    else:  # torch before 2.13 has no public query
+        has = getattr(torch.cpu, "get_capabilities", dict)() if device.type == "cpu" else {}
+        native = [feature for feature in ("amx_bf16", "avx512_bf16") if has.get(feature)]
+        name = "bf16" if native else "fp32"
+        why = f"this CPU has {native[0]}" if native else f"torch names no bf16 instructions of this {device.type}"
+    print(f"precision {name}: {why}")
+    return name
+
+
 def build(cfg, num_classes, device):
-    """What a config describes, on the device: the network, the diffusion, and a function that opens autocast."""
-    m, precision = cfg["model"], cfg["train"]["precision"]
+    """What a config describes, on the device: the network, the diffusion, and a function that opens autocast.
+
+    train.precision is what pick_precision() gave; "auto" itself is fp32 here.
+    """
+    m = cfg["model"]
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
     model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-    half = {"fp32": None, "fp16": torch.float16, "bf16": torch.bfloat16}[precision]
-    if precision == "fp16" and device.type == "cpu":
-        print("fp16 is slow on a CPU and no gain there: take fp32, or bf16 where the processor has it")
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(cfg["train"]["precision"])
     return model, Diffusion(**cfg["diffusion"]).to(device), lambda: torch.autocast(device.type, half, half is not None)
 
 
@@ -125,10 +146,10 @@ def read_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("format", FORMAT) > FORMAT:
             raise ValueError(f"its format {state['format']} is newer than this program's {FORMAT}: update the program")
-        state["config"] = complete(state["config"], "its config")
+        state["config"] = load_config(base=state["config"])
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
-        for weights in "ema", "model":
-            model.load_state_dict(dict(state[weights]), assign=True)  # a dict of its own: torch notes `assign` in it
+        for weights in state["ema"], state.get("model", state["ema"]):
+            model.load_state_dict(dict(weights), assign=True)  # a dict of its own: torch notes `assign` in it
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
         return state
@@ -193,7 +214,7 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
         print(f"{path.parent} has no checkpoint yet: starting at step 0")
         return 0, 0, 0.0
     state = load_checkpoint(path)
-    missing = [key for key in ("optimizer", "scaler", "rng", "seconds") if key not in state]
+    missing = [key for key in ("model", "optimizer", "scaler", "rng", "seconds") if key not in state]
     if missing:
         raise ValueError(f"{state['path']} lacks {', '.join(missing)}: it can be sampled from, but not resumed")
     compare_run(state, cfg, colorbook)

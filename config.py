@@ -35,7 +35,7 @@ def one_of(*names):
 FLAG = bool, "true or false", lambda v: True
 TEXT = str, "a text, in quotes if it looks like something else", lambda v: v.isprintable()
 NAME = str, "a text, not empty, in quotes if it looks like something else", lambda v: v.isprintable() and v.strip()
-SHARE, SEED, PRECISIONS = real(0, 1), whole(0, 2**63 - 1), ("fp32", "fp16", "bf16")
+SHARE, SEED, PRECISION = real(0, 1), whole(0, 2**63 - 1), one_of("auto", "fp32", "fp16", "bf16")
 SIZE = list, "two multiples of 8, at most 8192: [height, width]", lambda v: (
     len(v) == 2 and all(type(side) is int and side in range(8, 8193, 8) for side in v))
 INTERVAL = list, "two rising numbers, 0 or more: [lowest, highest], or [] for no limits", lambda v: (
@@ -55,14 +55,13 @@ SETTINGS = {  # every key of config.yaml and its kind
     "train.steps": whole(), "train.batch_size": whole(1, 65_536), "train.accumulate": whole(1, 65_536),
     "train.lr": real(1e-9, 10), "train.warmup": whole(), "train.hold": whole(), "train.beta2": real(0, 0.99999),
     "train.grad_clip": real(1e-9, 1e12), "train.label_drop": SHARE, "train.ema": SHARE,
-    "train.precision": one_of(*PRECISIONS), "train.compile": FLAG, "train.activation_checkpointing": FLAG,
+    "train.precision": PRECISION, "train.compile": FLAG, "train.activation_checkpointing": FLAG,
     "train.log_every": whole(), "train.val_every": whole(), "train.val_pairs": whole(), "train.preview_every": whole(),
     "train.previews": whole(1, 1024), "train.save_every": whole(),
     "sample.mask": TEXT, "sample.n": whole(), "sample.sampler": one_of("dpm_solver", "plms", "ddim", "ddpm"),
     "sample.steps": whole(), "sample.eta": SHARE, "sample.guidance": real(0, 1000),
-    "sample.guidance_interval": INTERVAL, "sample.one_batch": FLAG, "sample.seed": SEED,
-    "sample.batch_size": whole(1, 65_536), "sample.precision": one_of("auto", *PRECISIONS),
-    "sample.out": NAME,
+    "sample.guidance_interval": INTERVAL, "sample.seed": SEED, "sample.batch_size": whole(1, 65_536),
+    "sample.precision": PRECISION, "sample.out": NAME,
 }
 
 
@@ -151,15 +150,17 @@ def parse_overrides(texts):
 def load_config(path=None, preset=None, overrides=(), base=None):
     """A nested dict of all settings. ValueError or FileNotFoundError name the file, the key and the remedy.
 
-    From the weakest to the strongest: the project's config.yaml (or the config `base`), a preset of the project, the
-    file, a preset in that file, `key.sub=value` overrides. A preset given by its name, not by the file, goes over the
-    file's own settings. One that only the file names belongs to the data that it names: overriding data.root leaves it
-    out. An empty `out` becomes runs/<name of the data>.
+    From the weakest to the strongest: the project's config.yaml (and over it `base`, the config of a checkpoint; keys
+    that no longer exist are left out), a preset of the project, the file, a preset in that file, `key.sub=value`
+    overrides. A preset given by its name, not by the file, goes over the file's own settings. One that only the file
+    names belongs to the data that it names: overriding data.root leaves it out. An empty `out` becomes
+    runs/<name of the data>.
     """
     project, project_presets = read_yaml(PROJECT)
     file_settings, file_presets = read_yaml(path or PROJECT)
-    if base:
-        project, file_settings = flatten(base), file_settings if path else {}
+    if base and not path:
+        file_settings = {}  # the project's file is the default of a run, not of its checkpoint
+    base = {key: value for key, value in flatten(base or {}).items() if key in SETTINGS}
     path, given, presets = path or PROJECT, parse_overrides(overrides), project_presets | file_presets
     name = checked("preset", preset or file_settings.get("preset", ""), path)
     if name and name not in presets:
@@ -167,12 +168,10 @@ def load_config(path=None, preset=None, overrides=(), base=None):
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}, so the preset {name!r} is not used (--preset {name} would)")
         name = ""
-    project_preset = f"{PROJECT}, preset {name}", project_presets.get(name, {})
-    file_preset = f"{path}, preset {name}", file_presets.get(name, {})
+    layers = [(PROJECT, project), ("config", base), (f"{PROJECT}, preset {name}", project_presets.get(name, {})),
+              (path, file_settings), (f"{path}, preset {name}", file_presets.get(name, {}))]
     if preset:
-        layers = (PROJECT, project), (path, file_settings), project_preset, file_preset
-    else:
-        layers = (PROJECT, project), project_preset, (path, file_settings), file_preset
+        layers[2:4] = layers[3:1:-1]  # the file below the preset of the project
     settings = {key: checked(key, value, where) for where, layer in layers for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()
     if missing:
@@ -182,18 +181,6 @@ def load_config(path=None, preset=None, overrides=(), base=None):
         data = Path(os.path.abspath(settings["data.root"]))
         settings["out"] = str(Path("runs", data.parent.name if data.name == "prepared" else data.name))
     return nest(settings)
-
-
-def complete(cfg, where):
-    """The config of a checkpoint, checked: a setting that is newer than it gets the project's value.
-
-    ValueError where what makes the network is missing; settings that no longer exist are left out.
-    """
-    own = {key: checked(key, value, where) for key, value in flatten(cfg).items() if key in SETTINGS}
-    missing = [key for key in SETTINGS if key.startswith(("model.", "diffusion.", "data.size")) and key not in own]
-    if missing:
-        raise ValueError(f"{where} lacks {', '.join(missing)}")
-    return nest(read_yaml(PROJECT)[0] | own | {"preset": ""})
 
 
 def add_config_arguments(parser, default=None):

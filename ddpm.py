@@ -107,13 +107,12 @@ class Diffusion(nn.Module):
 # ----------------------------------------------------------------------------------- the network as eps_fn
 
 
-def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True, interval=None):
+def guided_eps(model, diffusion, mask=None, guidance=3.0, interval=None):
     """A function eps_fn(x, t) with classifier-free guidance: eps = eps_u + w (eps_c - eps_u), w = guidance.
 
     mask       one-hot (B, K, H, W), or None for unconditional samples; its features are computed here, once
     guidance   w; 1 is the conditional prediction alone and 0 the unconditional one, in one pass of the network per
-               step; every other value takes two
-    one_batch  both passes as one batch of 2B; False: one after the other, in half the memory
+               step; every other value takes two, as one batch of 2B
     interval   (low, high): w only where low < sqrt((1 - alpha_bar) / alpha_bar) <= high, the noise for a signal of 1;
                w = 1 at other t (Kynkäänniemi et al. 2024). None: w everywhere
     """
@@ -130,11 +129,8 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, one_batch=True, interv
         elif w == 1:
             out = model(x, t, features=features)
         else:
-            if one_batch:
-                both = torch.cat([features, torch.zeros_like(features)])  # adding zeros is adding no mask
-                out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
-            else:
-                out_c, out_u = model(x, t, features=features).float(), model(x, t).float()
+            both = torch.cat([features, torch.zeros_like(features)])  # adding zeros is adding no mask
+            out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
             out = out_u + w * (out_c - out_u)
         return diffusion.to_eps(out, x, t)  # linear in `out`, so guiding v guides eps
 

@@ -29,13 +29,14 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from checkpoint import build, join_processes, load_checkpoint, pick_device, replacing
+from checkpoint import build, join_processes, load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, checked, command, load_config, parse_overrides
 from dataset import contact_sheet, fit, list_files, read_image, to_uint8
 from ddpm import guided_eps, noise_like_seeds, sample
 from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, read_mask
 
 FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each is the setting sample.<flag>
+TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # they come with the project: see RESULTS.md
 
 
 def resolve(args):
@@ -48,7 +49,11 @@ def resolve(args):
     foreign = [key for key in given if not key.startswith("sample.") and key not in ("out", "device")]
     if foreign:
         raise ValueError(f"--set {foreign[0]}: the checkpoint has its own; here --set takes sample.*, out and device")
-    state = load_checkpoint(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
+    path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
+    if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
+        print(f"{path.parent} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
+        path = TOY_WEIGHTS
+    state = load_checkpoint(path)
     s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
     s["mask"] = cfg["sample"]["mask"] or s["mask"]
     for key in FLAGS:
@@ -60,11 +65,12 @@ def resolve(args):
         s["guidances"] = list(dict.fromkeys(checked("sample.guidance", w, where) for w in args.guidance.split(",")))
     s["size"] = tuple(state["config"]["data"]["size"])
     s["device"] = pick_device(args.device or cfg["device"])
-    if s["precision"] == "auto":
-        s["precision"] = state["config"]["train"]["precision"]
-        if s["precision"] == "fp16" and s["device"].type != "cuda":
-            s["precision"] = "fp32"  # only CUDA is fast in fp16
 
+    T = state["config"]["diffusion"]["T"]
+    if s["sampler"] == "ddpm":
+        s["steps"] = T
+    elif s["steps"] > T:
+        raise ValueError(f"--steps {s['steps']}: expected 1..{T}, the checkpoint's T")
     if args.unconditional is not None:
         if args.unconditional < 1:
             raise ValueError(f"--unconditional {args.unconditional}: expected how many images to make, 1 or more")
@@ -77,8 +83,6 @@ def resolve(args):
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
     elif Path(s["mask"]).resolve() == Path(s["out"]).resolve():
         raise ValueError(f"{s['out']}: the masks are in it; choose another folder for the images with --out")
-    if s["steps"] > state["config"]["diffusion"]["T"] and s["sampler"] != "ddpm":
-        raise ValueError(f"--steps {s['steps']}: expected 1..{state['config']['diffusion']['T']}, the checkpoint's T")
     return state, s
 
 
@@ -109,28 +113,75 @@ def read_masks(path, colorbook, size):
     return masks
 
 
+def plan(state, s, masks, unconditional):
+    """The jobs, a dict for each image: all that it depends on, as it will stand in its PNG."""
+    shared = {key: s[key] for key in ("guidance_interval", "sampler", "steps", "eta", "precision")}
+    shared |= {"checkpoint": str(state["path"]), "trained_steps": state["step"],
+               "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy())}  # training changes the last layer
+    if not masks:
+        seeds = range(s["seed"], s["seed"] + unconditional)
+        return [{"mask": None, "seed": seed, "guidance": 0.0} | shared for seed in seeds]
+    jobs, first = [], s["seed"]
+    for stem, ids in masks.items():
+        of_mask = {"mask": stem, "mask_source": str(Path(s["mask"])), "mask_crc32": zlib.crc32(ids.tobytes())}
+        for guidance in s["guidances"]:
+            for seed in range(first, first + s["n"]):
+                jobs.append(of_mask | {"seed": seed, "guidance": guidance} | shared)
+        first += s["n"]  # each mask has seeds of its own, or all would begin with the same noise
+    return jobs
+
+
+def file_of(job, out):
+    if job["mask"] is None:
+        return out / f"unconditional_seed{job['seed']}.png"
+    return out / f"{job['mask']}_w{job['guidance']:g}_seed{job['seed']}.png"
+
+
+def settings_of(path):
+    """The settings in a PNG that was made here, as text; "" where there is no such file or it was cut off.
+
+    ValueError for any other image: it would be lost.
+    """
+    with contextlib.suppress(OSError), Image.open(path) as image:
+        if "settings" not in image.info:
+            raise ValueError(f"{path}: an image that was not made here is in the way: choose another --out")
+        image.load()  # OSError where it was cut off
+        return image.info["settings"]
+    return ""
+
+
+def save(job, image, out):
+    text, path = PngInfo(), file_of(job, out)
+    text.add_text("settings", json.dumps(job))
+    try:
+        with replacing(path) as png:
+            Image.fromarray(image).save(png, "png", pnginfo=text)
+    except OSError as error:
+        raise OSError(f"{path} was not saved: {error}; is the disk full? --resume makes the rest") from error
+
+
 def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
-    """Make every (stem, guidance, seed) of jobs; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
+    """Make the image of each job; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
 
     Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. As few
     batches as s["batch_size"] allows; smaller ones once the device's memory turns out to be too small.
     """
     size, device, limit = s["size"], s["device"], s["batch_size"]
-    passes = diffusion.T if s["sampler"] == "ddpm" else s["steps"]
-    bar = tqdm(total=len(jobs) * passes, unit="step", desc=f"{len(jobs)} images of {passes} steps", disable=not show)
-    for guidance in dict.fromkeys(w for _, w, _ in jobs):
-        todo = [job for job in jobs if job[1] == guidance]
+    bar = tqdm(total=len(jobs) * s["steps"], unit="step", desc=f"{len(jobs)} images of {s['steps']} steps",
+               disable=not show)
+    for guidance in dict.fromkeys(job["guidance"] for job in jobs):
+        todo = [job for job in jobs if job["guidance"] == guidance]
         while todo:
             B = math.ceil(len(todo) / math.ceil(len(todo) / limit))  # equally large batches
             batch, bar_before = todo[:B], bar.n
             try:
                 mask = None
                 if masks:
-                    ids = torch.stack([torch.from_numpy(masks[stem]) for stem, _, _ in batch])
+                    ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch])
                     mask = one_hot(ids.to(device), model.num_classes)
                 with torch.no_grad(), autocast():
-                    eps_fn = guided_eps(model, diffusion, mask, guidance, s["one_batch"], s["guidance_interval"])
-                    noise = noise_like_seeds([seed for _, _, seed in batch], (3, *size), device)
+                    eps_fn = guided_eps(model, diffusion, mask, guidance, s["guidance_interval"])
+                    noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
                     x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
                                observe=lambda *_: bar.update(len(batch)))
                 images = to_uint8(x)
@@ -139,7 +190,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
                     raise
                 if len(batch) == 1:
                     raise ValueError(f"one image of {size[0]}x{size[1]} does not fit into the device's memory; try "
-                                     "--set sample.one_batch=false, or --device cpu") from None
+                                     "--guidance 1, which takes half as much, or --device cpu") from None
                 limit, bar.n = len(batch) // 2, bar_before
                 bar.write(f"out of memory with {len(batch)} images at a time: going on with {limit}")
                 continue
@@ -148,110 +199,69 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
     bar.close()
 
 
-def draw_sheet(jobs, masks, guidances, colorbook, read):
+def draw_sheet(jobs, masks, colorbook, out):
     """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows of 16 images."""
-    if not masks:
-        images = [read(job) for job in jobs[:400]]
-        return contact_sheet([images[i : i + 8] for i in range(0, len(images), 8)])
-    painted = {stem: colorbook.paint(ids) for stem, ids in masks.items()}
-    if len(guidances) == 1:
-        of_mask = {stem: [job for job in jobs if job[0] == stem][:16] for stem in list(masks)[:50]}
-        return contact_sheet([[painted[stem], *map(read, of_mask[stem])] for stem in of_mask], ["mask"])
-    seeds = [(stem, seed) for stem, w, seed in jobs if w == guidances[0]][:50]
-    rows = [[painted[stem], *(read((stem, w, seed)) for w in guidances)] for stem, seed in seeds]
-    return contact_sheet(rows, ["mask", *(f"w = {w:g}" for w in guidances)])
+    rows, guidances = {}, list(dict.fromkeys(job["guidance"] for job in jobs))
+    for i, job in enumerate(jobs):
+        row = i // 8 if not masks else job["mask"] if len(guidances) == 1 else (job["mask"], job["seed"])
+        if row not in rows and len(rows) == 50:
+            continue
+        if row not in rows:
+            rows[row] = [colorbook.paint(masks[job["mask"]])] if masks else []
+        if len(rows[row]) <= 16:
+            rows[row].append(read_image(file_of(job, out)))
+    titles = ["mask"] * bool(masks) + [f"w = {w:g}" for w in guidances] * (len(guidances) > 1)
+    return contact_sheet(list(rows.values()), titles)
 
 
 def run(args):
     state, s = resolve(args)
     rank, ranks = join_processes(s["device"])
+    s["precision"] = state["config"]["train"]["precision"] = pick_precision(s["precision"], s["device"])
     colorbook, out, started = Colorbook(state["colorbook"], source=state["path"]), Path(s["out"]), time.monotonic()
-    state["config"]["train"]["precision"] = s["precision"]
     model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
-    model.load_state_dict(state["model" if args.raw else "ema"])
+    model.load_state_dict(state["ema"])
     model.eval()
     torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
-
-    # what to make: (mask, guidance, seed); each mask has seeds of its own, or all would begin with the same noise
     masks = {} if args.unconditional else read_masks(s["mask"], colorbook, s["size"])
-    if masks:
-        jobs = [(stem, w, s["seed"] + i * s["n"] + j)
-                for i, stem in enumerate(masks) for w in s["guidances"] for j in range(s["n"])]
-    else:
-        jobs = [("unconditional", 0.0, s["seed"] + i) for i in range(args.unconditional)]
-
-    weights_crc32 = zlib.crc32(model.out.weight.detach().cpu().numpy())  # any training changes the last layer
-
-    def file(job):
-        stem, w, seed = job
-        return out / (f"{stem}_w{w:g}_seed{seed}.png" if masks else f"{stem}_seed{seed}.png")
-
-    def settings(job):
-        stem, w, seed = job
-        return json.dumps({
-            "mask": stem if masks else None, "mask_source": str(Path(s["mask"])) if masks else None,
-            "mask_crc32": zlib.crc32(masks[stem].tobytes()) if masks else None, "seed": seed, "guidance": w,
-            "guidance_interval": s["guidance_interval"], "sampler": s["sampler"],
-            "steps": diffusion.T if s["sampler"] == "ddpm" else s["steps"], "eta": s["eta"],
-            "precision": s["precision"], "weights": "raw" if args.raw else "ema",
-            "checkpoint": str(state["path"]), "trained_steps": state["step"], "weights_crc32": weights_crc32})
-
-    def is_made(job):
-        with contextlib.suppress(OSError), Image.open(file(job)) as image:
-            image.load()  # OSError where it is cut off
-            return image.info.get("settings") == settings(job)
-        return False
-
-    def save(job, image):
-        text = PngInfo()
-        text.add_text("settings", settings(job))
-        try:
-            with replacing(file(job)) as png:
-                Image.fromarray(image).save(png, "png", pnginfo=text)
-        except OSError as error:
-            raise OSError(f"{file(job)} was not saved: {error}; is the disk full? --resume makes the rest") from error
-
-    for path in filter(Path.is_file, map(file, jobs)):
-        with contextlib.suppress(OSError), Image.open(path) as image:  # OSError: cut off while it was written
-            if "settings" not in image.info:
-                raise ValueError(f"{path}: an image that was not made here is in the way: choose another --out")
-
-    # each process makes its share of the work, and writes a batch while the device works on the next one
-    out.mkdir(parents=True, exist_ok=True)
-    todo = [job for job in jobs if not (args.resume and is_made(job))]
+    jobs = plan(state, s, masks, args.unconditional)
+    before = [settings_of(file_of(job, out)) for job in jobs]
+    todo = [job for job, text in zip(jobs, before) if not (args.resume and text == json.dumps(job))]
     if len(todo) < len(jobs):
         print(f"{out}: {len(jobs) - len(todo)} of {len(jobs)} images are there already")
+    out.mkdir(parents=True, exist_ok=True)
     if ranks > 1:
         dist.barrier()  # all have looked at the folder before one of them writes
-    share = [job for w in s["guidances"] for job in todo if job[1] == w][rank::ranks]
+
+    # each process makes its share, and writes a batch while the device works on the next one
+    share = sorted(todo, key=lambda job: s["guidances"].index(job["guidance"]))[rank::ranks]
     try:
         with ThreadPoolExecutor() as pool:
             written = ()
             for batch, images in sample_jobs(share, masks, model, diffusion, s, autocast, show=rank == 0):
                 list(written)  # waits for the files of the last batch, and raises their errors
-                written = pool.map(save, batch, images)
+                written = pool.map(save, batch, images, [out] * len(batch))
             list(written)
     except KeyboardInterrupt:
-        finished = sum(map(is_made, jobs))
+        finished = sum(settings_of(file_of(job, out)) == json.dumps(job) for job in jobs)
         raise KeyboardInterrupt(f"{finished} of {len(jobs)} images are in {out}; --resume makes the rest")
     if ranks > 1:
         dist.barrier()  # all images are there
         dist.destroy_process_group()
     if rank > 0:
         return
-    sheet = draw_sheet(jobs, masks, s["guidances"], colorbook, lambda job: read_image(file(job)))
     with replacing(out / "sheet.png") as png:
-        sheet.save(png, "png")
+        draw_sheet(jobs, masks, colorbook, out).save(png, "png")
     print(f"{len(todo)} image(s) in {time.monotonic() - started:.1f} s on {s['device'].type}, {s['sampler']}, guidance "
-          f"{', '.join(f'{w:g}' for w in s['guidances'])}, seeds {jobs[0][2]} to {jobs[-1][2]}: {out}, side by side in "
-          f"{out / 'sheet.png'}")
+          f"{', '.join(f'{w:g}' for w in s['guidances'])}, seeds {jobs[0]['seed']} to {jobs[-1]['seed']}: {out}, side "
+          f"by side in {out / 'sheet.png'}")
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mask", help="a mask file, or a folder of them")
     parser.add_argument("--unconditional", type=int, metavar="N", help="N images without a mask")
-    parser.add_argument("--checkpoint", help="default: checkpoint.pt in the run that config.yaml names")
+    parser.add_argument("--checkpoint", help="default: the run that config.yaml names, or toy weights")
     parser.add_argument("--n", type=int, help="images per mask")
     parser.add_argument("--sampler", help="dpm_solver, plms, ddim or ddpm")
     parser.add_argument("--steps", type=int, help="of dpm_solver, plms and ddim")
@@ -261,7 +271,6 @@ def main():
     parser.add_argument("--out", help="folder for images and sheet.png")
     parser.add_argument("--resume", action="store_true", help="skip the images that are there with the same settings")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"])
-    parser.add_argument("--raw", action="store_true", help="the last weights instead of their average (EMA)")
     add_config_arguments(parser)
     command(run, parser.parse_args())
 

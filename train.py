@@ -31,9 +31,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.utils.checkpoint import checkpoint as recompute
 from tqdm import tqdm
 
-from checkpoint import (build, compare_run, join_processes, load_checkpoint, pick_device, random_state, replacing,
-                        restore_run, save_checkpoint)
-from config import add_config_arguments, command, flatten, load_config, parse_overrides
+from checkpoint import (build, compare_run, join_processes, load_checkpoint, pick_device, pick_precision, random_state,
+                        replacing, restore_run, save_checkpoint)
+from config import add_config_arguments, command, load_config, parse_overrides
 from dataset import Pairs, batches, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from masks import Colorbook
@@ -321,6 +321,7 @@ def train(cfg, resume=False, dry_run=False):
     colorbook = Colorbook.load((root if root.exists() else Path(__file__).parent) / "colorbook.json")
     path = out / "checkpoint.pt"
     torch.manual_seed(cfg["seed"])
+    c["precision"] = pick_precision(c["precision"], device)  # a run keeps the one that it began with
     model, diffusion, autocast = build(cfg, len(colorbook), device)
     torch.nn.init.zeros_(model.out.weight)  # begin with the prediction 0: noise would have to be unlearnt
     torch.nn.init.zeros_(model.out.bias)
@@ -347,19 +348,14 @@ def run(args):
     """From the command line to train(): a new run, or an old one with its own settings, of which --set changes some."""
     if args.resume is None:
         return train(load_config(args.config, args.preset, args.set), dry_run=args.dry_run)
-    out, given = Path(args.resume), parse_overrides(args.set)
+    out = Path(args.resume)
     if not all((out / name).is_file() for name in ("config.yaml", "log.csv")):
         raise FileNotFoundError(f"{out.absolute()}: no run to resume: expected a folder with config.yaml and log.csv, "
                                 "such as runs/toy")
-    if "out" in given:
-        raise ValueError(f"--set out={given['out']} does not go with --resume {out}, which names the folder")
-    cfg = load_config(out / "config.yaml", overrides=args.set) | {"out": str(out)}
-    if args.config or args.preset:
-        own = flatten(cfg)
-        for key, value in flatten(load_config(args.config, args.preset)).items():
-            if key not in ("out", *given) and value != own[key]:
-                print(f"kept from the run: {key} {own[key]} (not {value}; --set {key}={value} would change it)")
-    train(cfg, resume=True, dry_run=args.dry_run)
+    if args.config or args.preset or "out" in parse_overrides(args.set):
+        raise ValueError(f"--resume {out} takes the settings of that run: leave out --config and --preset, and --set "
+                         "out=...; --set changes other settings, one by one")
+    train(load_config(out / "config.yaml", overrides=args.set) | {"out": str(out)}, resume=True, dry_run=args.dry_run)
 
 
 def main():

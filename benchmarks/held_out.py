@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from checkpoint import build, load_checkpoint, pick_device
+from checkpoint import build, load_checkpoint, pick_device, pick_precision
 from config import command
 from dataset import Pairs, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
@@ -22,18 +22,16 @@ from masks import Colorbook
 from train import validate
 
 
-def load_run(checkpoint, split, precision=None):
+def load_run(checkpoint, split, precision="auto"):
     """A checkpoint with its averaged weights, and a split of the data that it was trained on.
 
-    precision is that of the training where not given. Returns the checkpoint's dict, the device, network, diffusion,
+    Returns the checkpoint's dict, the device, network, diffusion,
     autocast and pairs. ValueError where the run has no masks, or its data have other classes by now.
     """
     state = load_checkpoint(checkpoint)
     cfg, colorbook = state["config"], Colorbook(state["colorbook"])
     device = pick_device(cfg["device"])
-    if device.type != "cuda" and cfg["train"]["precision"] == "fp16":
-        precision = precision or "fp32"
-    cfg["train"]["precision"] = precision or cfg["train"]["precision"]
+    cfg["train"]["precision"] = pick_precision(precision, device)
     model, diffusion, autocast = build(cfg, len(colorbook), device)
     if not model.num_classes:
         raise ValueError(f"{checkpoint} was trained without masks (model.conditional: false): nothing to follow")
@@ -66,7 +64,7 @@ def held_out(checkpoint, split, n, show_data, out):
     for i in torch.arange(len(planes)).split(s["batch_size"]):
         mask = unpack(planes[i].to(device), K)[1]
         noise = noise_like_seeds(i.tolist(), (3, *planes.shape[2:]), device)
-        eps_fn = guided_eps(model, diffusion, mask, s["guidance"], s["one_batch"], s["guidance_interval"])
+        eps_fn = guided_eps(model, diffusion, mask, s["guidance"], s["guidance_interval"])
         images.append(sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"]).cpu())
     generated, real = torch.cat(images), unpack(planes, K)[0]
     own = (generated - real).square().mean(dim=(1, 2, 3))

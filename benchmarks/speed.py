@@ -101,7 +101,6 @@ def guidance(cfg, device, rounds):
         mask = one_hot(torch.randint(K, (B, *size)).byte().to(device), K)
         with autocast():
             eps_fns = {"two passes, mask stem in each step": plain_eps(model, diffusion, mask),
-                       "two passes, mask stem once": guided_eps(model, diffusion, mask, W, one_batch=False),
                        "one double batch, mask stem once": guided_eps(model, diffusion, mask, W),
                        "one pass (w = 1)": guided_eps(model, diffusion, mask, 1.0)}
             steps += race({f"{B}: {name}": partial(eps_fn, x, T) for name, eps_fn in eps_fns.items()}, rounds, device)

@@ -77,7 +77,7 @@ def compare(args):
         for i in torch.arange(n).split(s["batch_size"]):
             with torch.no_grad(), autocast():
                 mask = unpack(planes[i].to(device), len(pairs.colorbook))[1]
-                eps_fn = guided_eps(model, diffusion, mask, w, s["one_batch"], args.guidance_interval)
+                eps_fn = guided_eps(model, diffusion, mask, w, args.guidance_interval)
                 noise = noise_like_seeds((seed + i).tolist(), (3, *planes.shape[2:]), device)
                 x = sample(eps_fn, noise, diffusion.alpha_bar, sampler, steps, observe=lambda *_: bar.update(len(i)))
             images.append(x.cpu())

@@ -26,7 +26,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
-from checkpoint import build, pick_device
+from checkpoint import build, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import unpack
 from ddpm import guided_eps, noise_like_seeds, sample
@@ -130,11 +130,11 @@ def extrapolate(marks, steps):
 
 
 @torch.no_grad()
-def sampling_seconds(model, diffusion, mask, n, size, sampler, steps, guidance, one_batch, timed, device):
+def sampling_seconds(model, diffusion, mask, n, size, sampler, steps, guidance, timed, device):
     """Seconds for n images: guidance's set-up, `timed` of the steps, and the rest extrapolated."""
     marks, timed = [], min(timed, steps)
     start = now(device)
-    eps_fn = guided_eps(model, diffusion, mask, guidance, one_batch)
+    eps_fn = guided_eps(model, diffusion, mask, guidance)
     noise = noise_like_seeds(range(n), (3, *size), device)
     alpha_bar = diffusion.alpha_bar
     if sampler == "ddpm":
@@ -147,10 +147,7 @@ def time_sampling(cfg, num_classes, device, counts, timed):
     """A row for each number of images: ddpm and a fast sampler, each with w = 1, with guidance, without mask."""
     cfg = copy.deepcopy(cfg)
     s, size, c = cfg["sample"], cfg["data"]["size"], cfg["train"]
-    if s["precision"] != "auto":  # as in sample.py
-        c["precision"] = s["precision"]
-    elif device.type != "cuda" and c["precision"] == "fp16":
-        c["precision"] = "fp32"
+    c["precision"] = pick_precision(s["precision"], device)
     model, diffusion, autocast = build(cfg, num_classes, device)
     model.eval()
     fast = "dpm_solver" if s["sampler"] == "ddpm" else s["sampler"]
@@ -167,7 +164,7 @@ def time_sampling(cfg, num_classes, device, counts, timed):
         row = {"images": n, "thesis, mask": thesis[0], "thesis, no mask": thesis[1]}
         for sampler, steps in (("ddpm", diffusion.T), (fast, s["steps"])):
             for name, (m, guidance) in forms.items():
-                args = model, diffusion, m, n, size, sampler, steps, guidance, s["one_batch"]
+                args = model, diffusion, m, n, size, sampler, steps, guidance
                 try:
                     with autocast():
                         sampling_seconds(*args, 3, device)  # warm-up: kernels are chosen, or compiled

@@ -26,7 +26,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from benchmarks.timing import machine, now, peak_memory, table
-from checkpoint import build, join_processes, pick_device
+from checkpoint import build, join_processes, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import unpack
 
@@ -97,6 +97,7 @@ def run(args):
     device = pick_device(cfg["device"])
     if device.type == "cpu" and not hasattr(torch.cpu.Stream, "record_event"):
         raise ValueError(f"FSDP on the CPU needs a newer torch than {torch.__version__}: update it, or use CUDA")
+    cfg["train"]["precision"] = pick_precision(cfg["train"]["precision"], device)
     if device.type not in ("cpu", "cuda") or cfg["train"]["precision"] == "fp16":
         raise ValueError(f"expected device cpu or cuda and train.precision fp32 or bf16, got {device.type} and "
                          f"{cfg['train']['precision']}: GradScaler is not a part of this comparison")

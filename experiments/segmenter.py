@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t  # scikit-image needs scipy too
 from tqdm import tqdm
 
-from checkpoint import pick_device, random_state, replacing
+from checkpoint import pick_device, pick_precision, random_state, replacing
 from config import command
 from data.common import parse_size
 from dataset import Pairs, batches, fit, fit_pair, list_files, read_image
@@ -315,6 +315,7 @@ def run(args):
     if args.seeds > 1 and not args.extra:
         raise ValueError(f"--seeds {args.seeds} is for the study: name generated images with --extra")
     device, out = pick_device(args.device), args.out
+    args.precision = pick_precision(args.precision, device).replace("fp16", "fp32")  # there is no GradScaler here
     pools, held_out, detail = load_data(args)
 
     # what is finished already, if it was made in the same way
@@ -385,7 +386,7 @@ def main():
     add("--steps", type=int, default=4000, help="default: %(default)s")
     add("--batch-size", type=int, default=16, help="default: %(default)s")
     add("--lr", type=float, default=1e-3, help="the highest of the cycle; default: %(default)s")
-    add("--precision", choices=["fp32", "bf16"], default="fp32", help="default: %(default)s")
+    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="default: %(default)s")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto")
     command(run, parser.parse_args())
 

@@ -6,10 +6,13 @@ os.environ["OMP_NUM_THREADS"] = "1"  # images of 16x16 take longer to share out 
 
 import numpy as np
 import pytest
+import torch
 
 from config import load_config
 from data.common import write_dataset
 from masks import Colorbook
+
+torch.cpu.get_capabilities = dict  # precision `auto` is fp32 in this process, on every CPU; `tiny` sets it for others
 
 CLASSES = {"road": [128, 64, 128], "sky": [70, 130, 180], "car": [0, 0, 142], "person": [220, 20, 60]}
 LOOKS = np.array([[60, 60, 60], [120, 190, 250], [220, 30, 30], [240, 220, 40]], np.uint8)  # of a class in the image
@@ -42,9 +45,9 @@ def tiny(flat_root, tmp_path):
         values = {"device": "cpu", "out": tmp_path / out, "data.root": flat_root, "data.size": [16, 16],
                   "model.hidden_dim": 8, "model.emb_dim": 16, "train.batch_size": 8, "train.steps": 10,
                   "train.val_every": 5, "train.save_every": 5, "train.preview_every": 10,
-                  "train.previews": 2, "train.log_every": 2,
-                  "sample.out": tmp_path / "out", "sample.steps": 4}
+                  "train.previews": 2, "train.log_every": 2, "train.precision": "fp32",
+                  "sample.out": tmp_path / "out", "sample.steps": 4, "sample.precision": "fp32"}
         values |= {key.replace("__", "."): value for key, value in settings.items()}
-        return load_config("config.yaml", "toy", [f"{key}={value}" for key, value in values.items()])
+        return load_config(None, "toy", [f"{key}={value}" for key, value in values.items()])
 
     return make

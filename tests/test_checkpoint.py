@@ -17,6 +17,7 @@ from checkpoint import (
     join_processes,
     load_checkpoint,
     pick_device,
+    pick_precision,
     random_state,
     replacing,
     save_checkpoint,
@@ -464,6 +465,40 @@ def test_convolutions_are_channels_last():
     model, _, _ = build(config(**SMALL), 4, CPU)
     weights = [p for p in model.parameters() if p.dim() == 4]
     assert len(weights) > 20 and all(w.is_contiguous(memory_format=torch.channels_last) for w in weights)
+
+
+@pytest.mark.parametrize("instructions, precision, why", [
+    ({"amx_bf16": True, "avx512_bf16": False}, "bf16", "amx_bf16"), ({"avx512_bf16": True}, "bf16", "avx512_bf16"),
+    ({"avx512_bf16": False}, "fp32", "no bf16"), (None, "fp32", "no bf16")])
+def test_the_precision_of_a_cpu(instructions, precision, why, monkeypatch, capsys):
+    """auto is bf16 where torch names instructions for it, and fp32 where it names none or has no such query."""
+    monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
+    if instructions is not None:
+        monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
+    assert pick_precision("auto", CPU) == precision
+    text = capsys.readouterr().out
+    assert text.startswith(f"precision {precision}: ") and why in text
+    assert [pick_precision(name, CPU) for name in ("fp32", "bf16")] == ["fp32", "bf16"]
+
+
+@pytest.mark.parametrize("native, precision", [(True, "bf16"), (False, "fp16")])
+def test_the_precision_of_a_gpu(native, precision, monkeypatch):
+    """auto is bf16 on a GPU that multiplies it, not where CUDA only emulates it; else fp16; fp32 on Apple's."""
+    asked = []
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **options: asked.append(options) or native)
+    assert pick_precision("auto", torch.device("cuda", 0)) == precision
+    assert asked == [{"including_emulation": False}]
+    assert pick_precision("auto", torch.device("mps")) == "fp32"
+
+
+def test_a_run_keeps_its_precision(tiny, monkeypatch):
+    """The precision that auto stood for is saved with the run, and training resumes with it on another machine."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    cfg = tiny(train__precision="auto", train__steps=2)
+    train(cfg)
+    saved = load_config(Path(cfg["out"], "config.yaml"))
+    assert saved["train"]["precision"] == load_checkpoint(Path(cfg["out"], "checkpoint.pt"))[
+        "config"]["train"]["precision"] == "bf16"
 
 
 @pytest.mark.parametrize("precision, dtype", [

@@ -31,7 +31,8 @@ def checkpoint(flat_root, tmp_path_factory):
     """A checkpoint of 30 steps, not square."""
     out = tmp_path_factory.mktemp("run")
     settings = {"device": "cpu", "out": out, "data.root": flat_root, "data.size": [16, 24], "model.hidden_dim": 8,
-                "model.emb_dim": 16, "train.steps": 30, "train.batch_size": 8, "sample.steps": 3, "sample.n": 2}
+                "model.emb_dim": 16, "train.steps": 30, "train.batch_size": 8, "sample.steps": 3, "sample.n": 2,
+                "sample.precision": "fp32"}
     train(config.load_config("config.yaml", "toy", [f"{key}={value}" for key, value in settings.items()]))
     return out / "checkpoint.pt"
 
@@ -152,12 +153,12 @@ def changed_checkpoint(source, path, sample=(), **parts):
 # --------------------------------------------------------------------------------------- which settings arrive
 
 TRAINED = {"n": 3, "sampler": "plms", "steps": 4, "eta": 0.25, "guidance": 1.75, "guidance_interval": [0.5, 40.0],
-           "one_batch": False, "seed": 31, "batch_size": 2, "precision": "bf16"}  # no value is config.yaml's
+           "seed": 31, "batch_size": 2, "precision": "bf16"}  # no value is config.yaml's
 FLAGS = ["--n", 4, "--sampler", "ddim", "--steps", 2, "--guidance", 1.25, "--seed", 77, "--batch-size", 3]
 BY_FLAGS = {"n": 4, "sampler": "ddim", "steps": 2, "guidance": 1.25, "seed": 77, "batch_size": 3}
 SETS = ["--set", "sample.eta=0.75", "--set", "sample.steps=5", "--set", "sample.guidance_interval=[0.3, 3]",
-        "--set", "sample.one_batch=true", "--set", "sample.precision=fp32", "--set", "sample.n=1"]
-BY_SETS = {"eta": 0.75, "steps": 5, "guidance_interval": [0.3, 3], "one_batch": True, "precision": "fp32", "n": 1}
+        "--set", "sample.precision=fp32", "--set", "sample.n=1"]
+BY_SETS = {"eta": 0.75, "steps": 5, "guidance_interval": [0.3, 3], "precision": "fp32", "n": 1}
 FILE = {"preset": "mine", "data": {"size": [32, 32]}, "model": {"hidden_dim": 64}, "train": {"precision": "fp16"},
         "sample": {"steps": 6, "eta": 0.125, "seed": 5},
         "presets": {"mine": {"sample": {"steps": 7, "n": 2}}, "other": {"sample": {"steps": 8, "sampler": "ddim"}}}}
@@ -189,8 +190,8 @@ def test_only_what_is_given_changes_a_checkpoint(options, changes, make, mask, c
     dtype = {"bf16": torch.bfloat16, "fp32": torch.float32}[expected["precision"]]
     seeds = [expected["seed"] + i for i in range(expected["n"])]
     for batch in arrived:
-        assert {key: batch[key] for key in ("sampler", "steps", "eta", "guidance", "one_batch")} == {
-            key: expected[key] for key in ("sampler", "steps", "eta", "guidance", "one_batch")}
+        assert {key: batch[key] for key in ("sampler", "steps", "eta", "guidance")} == {
+            key: expected[key] for key in ("sampler", "steps", "eta", "guidance")}
         assert list(batch["interval"] or []) == expected["guidance_interval"] and batch["dtype"] is dtype
         assert tuple(batch["shape"]) == (3, 16, 24)
     assert [seed for batch in arrived for seed in batch["seeds"]] == seeds
@@ -205,11 +206,11 @@ def test_only_what_is_given_changes_a_checkpoint(options, changes, make, mask, c
 
 def test_all_that_an_image_records(make, mask, checkpoint):
     """An image leads back to its mask, settings, weights and seed."""
-    out = make("--mask", mask, "--n", 3, "--seed", 7, "--guidance", 1.5, "--raw")
+    out = make("--mask", mask, "--n", 3, "--seed", 7, "--guidance", 1.5)
     assert sorted(path.name for path in out.iterdir()) == [f"scene_w1.5_seed{s}.png" for s in (7, 8, 9)] + ["sheet.png"]
     recorded = read_settings(out / "scene_w1.5_seed8.png")
     expected = {"mask": "scene", "mask_source": str(mask), "seed": 8, "guidance": 1.5, "guidance_interval": [],
-                "sampler": "dpm_solver", "steps": 3, "eta": 0.0, "precision": "fp32", "weights": "raw",
+                "sampler": "dpm_solver", "steps": 3, "eta": 0.0, "precision": "fp32",
                 "checkpoint": str(checkpoint), "trained_steps": 30}
     assert recorded.items() >= expected.items()
 
@@ -251,26 +252,20 @@ def test_checkpoints_from_before_a_setting(make, mask, checkpoint, tmp_path):
 
 
 def test_averaged_weights_are_the_default(make, mask, checkpoint, tmp_path):
-    """Images come from the averaged weights, and with --raw from the last ones."""
+    """Images come from the averaged weights, whatever the last ones are."""
     zeros = {key: torch.zeros_like(value) for key, value in load_checkpoint(checkpoint)["model"].items()}
     other = changed_checkpoint(checkpoint, tmp_path / "other.pt", model=zeros)  # the average is the same
-    averaged, raw = make("--mask", mask, out="averaged"), make("--mask", mask, "--raw", out="raw")
-    assert same_images(averaged, make("--mask", mask, model=other, out="other"))
-    assert not same_images(raw, make("--mask", mask, "--raw", model=other, out="other_raw"))
-    assert [read_settings(out / "scene_w3_seed1.png")["weights"] for out in (averaged, raw)] == ["ema", "raw"]
+    assert same_images(make("--mask", mask), make("--mask", mask, model=other, out="other"))
 
 
-@pytest.mark.parametrize("trained, options, dtype", [
-    ("fp16", [], torch.float32), ("bf16", [], torch.bfloat16),
-    ("bf16", ["--set", "sample.precision=fp32"], torch.float32),
-    ("fp32", ["--set", "sample.precision=fp16"], torch.float16)])
-def test_precision(make, mask, checkpoint, tmp_path, arrived, capsys, trained, options, dtype):
-    """A network runs as it was trained, except for fp16 on a CPU, which has to be asked for and is advised against."""
-    cfg = load_checkpoint(checkpoint)["config"]
-    cfg["train"]["precision"] = trained
-    model = changed_checkpoint(checkpoint, tmp_path / "trained.pt", config=cfg)
+@pytest.mark.parametrize("instructions, precision, dtype", [
+    ({}, "auto", torch.float32), ({"avx512_bf16": True}, "auto", torch.bfloat16),
+    ({"avx512_bf16": True}, "fp32", torch.float32), ({}, "bf16", torch.bfloat16), ({}, "fp16", torch.float16)])
+def test_precision(make, mask, arrived, capsys, monkeypatch, instructions, precision, dtype):
+    """A network runs in the best precision of the device, or in the one asked for; fp16 on a CPU is advised against."""
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: instructions, raising=False)
     exact, out = make("--mask", mask, "--n", 1, "--set", "sample.precision=fp32", out="exact"), make(
-        "--mask", mask, "--n", 1, "--device", "cpu", *options, model=model)
+        "--mask", mask, "--n", 1, "--device", "cpu", "--set", f"sample.precision={precision}")
     assert arrived[-1]["dtype"] is dtype
     assert ("fp16 is slow on a CPU" in capsys.readouterr().out) == (dtype is torch.float16)
     difference = np.abs(pixels(exact / "scene_w3_seed1.png") - pixels(out / "scene_w3_seed1.png")).mean()
@@ -287,14 +282,13 @@ def test_all_steps_of_ddpm(make, mask, checkpoint, tmp_path, passes):
 
 
 def test_guidance_costs_what_it_says(make, mask, passes, monkeypatch):
-    """Guidance takes two passes in one batch or two, w = 1 and noise outside the interval one; the stem runs once."""
+    """Guidance takes two passes in one batch, w = 1 and noise outside the interval one; the stem runs once."""
     stems, stem = [], UNet.mask_features
     monkeypatch.setattr(UNet, "mask_features", lambda self, m: stems.append(0) or stem(self, m))
-    for w, setting, expected in ((1, "one_batch=true", [1] * 3), (2, "one_batch=true", [2] * 3),
-                                 (2, "one_batch=false", [1] * 6), (2, "guidance_interval=[0.3, 3]", [1, 1, 2])):
+    for w, interval, expected in ((1, "[]", [1] * 3), (2, "[]", [2] * 3), (2, "[0.3, 3]", [1, 1, 2])):
         passes.clear()
         stems.clear()
-        make("--mask", mask, "--n", 1, "--guidance", w, "--steps", 3, "--set", f"sample.{setting}")
+        make("--mask", mask, "--n", 1, "--guidance", w, "--steps", 3, "--set", f"sample.guidance_interval={interval}")
         assert passes == expected and len(stems) == 1
 
 
@@ -440,7 +434,7 @@ def test_short_memory_makes_smaller_batches(make, mask, monkeypatch, capsys, err
     assert sizes == [14, 14, 6] + 7 * 3 * [2]
     assert "out of memory with 3 images at a time: going on with 1" in "".join(capsys.readouterr())
     monkeypatch.setattr(UNet, "forward", none)
-    with pytest.raises(SystemExit, match="one image of 16x24 does not fit.*sample.one_batch=false"):
+    with pytest.raises(SystemExit, match="one image of 16x24 does not fit.*--guidance 1"):
         make("--mask", mask, "--n", 2)
 
 
@@ -480,7 +474,7 @@ def test_resume_makes_anew_what_was_made_otherwise(make, mask, checkpoint, tmp_p
     """An image of another mask of the same name, of other weights or of other settings is not taken for finished."""
     model = changed_checkpoint(checkpoint, tmp_path / "copy.pt")
     image, options = make("--mask", mask, "--n", 2, model=model) / "scene_w3_seed2.png", []
-    for change in ("mask", "weights", "--sampler=plms", "--steps=2", "--raw",
+    for change in ("mask", "weights", "--sampler=plms", "--steps=2",
                    "--set=sample.guidance_interval=[0.3,3]", "--set=sample.precision=bf16"):  # one after the other
         before = pixels(image)
         if change == "mask":
@@ -492,7 +486,7 @@ def test_resume_makes_anew_what_was_made_otherwise(make, mask, checkpoint, tmp_p
         arrived.clear()
         make("--mask", mask, "--n", 2, "--resume", *options, model=model)
         assert [seed for batch in arrived for seed in batch["seeds"]] == [1, 2], change
-        assert (pixels(image) != before).any() or change == "--raw", change  # the copy's average is its last weights
+        assert (pixels(image) != before).any(), change
 
 
 @pytest.mark.parametrize("earlier", [True, False])
@@ -642,8 +636,8 @@ def test_from_another_folder(make, mask, tmp_path, monkeypatch):
     (tmp_path / "elsewhere").mkdir()
     monkeypatch.chdir(tmp_path / "elsewhere")
     with pytest.raises(SystemExit) as stopped:
-        make("--mask", mask, model=None)
-    assert str(tmp_path / "elsewhere" / "runs" / "toy" / "checkpoint.pt") in stopped.value.code
+        make("--mask", mask, model="runs/mine/checkpoint.pt")
+    assert str(tmp_path / "elsewhere" / "runs" / "mine" / "checkpoint.pt") in stopped.value.code
     with pytest.raises(SystemExit) as stopped:
         make("--mask", mask.name)
     assert str(tmp_path / "elsewhere" / "scene.png") in stopped.value.code
