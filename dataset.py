@@ -26,9 +26,8 @@ def read_image(path):
     image = open_image(path)
     if image.mode.startswith("I;16") or (image.mode, image.format) == ("I", "PNG"):  # convert() would clip to white
         image = Image.fromarray(((np.array(image).astype(np.uint32) + 128) // 257).astype(np.uint8))
-    if image.mode not in ("1", "L", "LA", "P", "PA", "RGB", "RGBA", "CMYK", "YCbCr"):
-        raise ValueError(f"{path}: the range of an image of mode {image.mode} is not known; expected grey, RGB, RGBA, "
-                         "CMYK or a palette, of 8 or 16 bits. Save it as an 8-bit PNG")
+    if image.mode in ("I", "F", "LAB"):
+        raise ValueError(f"{path}: mode {image.mode} of unknown range; expected 8 or 16 bits. Save it as an 8-bit PNG")
     if image.has_transparency_data:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "black"), image.convert("RGBA"))
     return np.array(image.convert("RGB"))
@@ -77,7 +76,7 @@ def list_files(folder, ending=""):
 
 
 def match_pairs(images, masks, where):
-    """[(stem, image, mask)] of two dicts by stem; prints how many have no partner, and which."""
+    """[(stem, image, mask)] of two dicts by stem; prints how many have no partner, and ten of them."""
     for kind, alone in (("image(s) without a mask", images.keys() - masks.keys()),
                         ("mask(s) without an image", masks.keys() - images.keys())):
         if alone:
@@ -93,22 +92,20 @@ class Pairs:
             with memory_gb=None the files are only checked
     files   [(stem, path of the image, path of the mask)], N of them
 
-    ValueError names the folders that are missing and the files that cannot be used.
+    ValueError names the folder without pairs, or the files that cannot be used.
     """
 
     def __init__(self, root, split, size, memory_gb=4.0):
         root, self.folder, self.size = Path(root), Path(root) / split, tuple(size)
-        splits = sorted(path.parent.name for path in root.glob("*/images") if path.with_name("masks").is_dir())
-        if split not in splits:
-            raise ValueError(f"{root} has the splits: {', '.join(splits) or 'none'}; expected {split}/images and "
-                             f"{split}/masks in it. Prepare the data first (python -m data.<name>.prepare), or set "
-                             "data.root, or data.val to another split")
-        self.colorbook = Colorbook.load(root / "colorbook.json")
-        images, masks = list_files(self.folder / "images"), list_files(self.folder / "masks")
+        folders = self.folder / "images", self.folder / "masks"
+        images, masks = (list_files(folder) if folder.is_dir() else {} for folder in folders)
         self.files = match_pairs(images, masks, self.folder)
         if not self.files:
-            raise ValueError(f"{self.folder}: none of {len(images)} image(s) has its mask among {len(masks)}: "
-                             f"expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), without sub-folders")
+            splits = ", ".join(sorted(path.parent.name for path in root.glob("*/masks"))) or "none"
+            raise ValueError(f"{self.folder}: no pairs; expected images/NAME and masks/NAME ({', '.join(SUFFIXES)}), "
+                             f"without sub-folders. Splits in {root}: {splits}. Prepare the data first (python -m data."
+                             "<name>.prepare), or set data.root, or data.val to another split")
+        self.colorbook = Colorbook.load(root / "colorbook.json")
         shape = (len(self.files), 4, *self.size)
         if memory_gb is None:
             for _ in self.read():
@@ -128,15 +125,17 @@ class Pairs:
         notes, bad, (h, w) = Counter(), [], self.size
         for _, image_path, mask_path in tqdm(self.files, f"reading {self.folder.name}", unit="pair", leave=False):
             try:
-                image, (ids, kind, snapped) = read_image(image_path), read_mask(mask_path, self.colorbook)
+                image = read_image(image_path)
+                ids, kind, snapped = read_mask(mask_path, self.colorbook)
                 fitted = fit_pair(image, ids, self.size, None, f"{image_path} and {mask_path}")
             except ValueError as error:
                 bad.append(str(error))
                 continue
             H, W = ids.shape
+            kept = min(H * w / (W * h), W * h / (H * w))  # the share of the pixels that fit() does not crop
             notes[kind + (" with soft edges" if snapped else "")] += 1
             notes["enlarged (prepare the data with a larger --size)"] += H < h or W < w
-            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += min(H * w / (W * h), W * h / (H * w)) < 0.9
+            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += kept < 0.9
             yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
         if bad:
             more = [f"... and {len(bad) - 10} more"] * (len(bad) > 10)

@@ -7,7 +7,6 @@
 import argparse
 import json
 import math
-import warnings
 from collections import Counter
 from pathlib import Path
 from shlex import quote
@@ -24,7 +23,8 @@ LARGEST = 2**20  # pixels: of a larger drawing with soft edges, only every 2nd, 
 
 
 class Colorbook:
-    """The classes in id order: classes {name: [r, g, b]}, names, colors (K, 3) uint8, and source, for messages."""
+    """The classes in id order: classes {name: [r, g, b]}, names, colors (K, 3) uint8, palette (256, 3) uint8, which is
+    black where no class is, and source, for messages."""
 
     def __init__(self, classes, source="colorbook.json"):
         """classes: {name: [r, g, b]}, 1 to 255 of them, each value 0..255. ValueError otherwise."""
@@ -36,25 +36,26 @@ class Colorbook:
             raise ValueError(f"expected 1 to 255 classes of different colours, got {len(classes)}, twice: {repeated}")
         self.classes, self.names, self.source = dict(classes), list(classes), str(source)
         self.colors = np.array(list(classes.values()), np.uint8)
+        self.palette = np.zeros((256, 3), np.uint8)
+        self.palette[: len(classes)] = self.colors
 
     def __len__(self):
         return len(self.names)
 
     @classmethod
     def load(cls, path):
-        """Read a colorbook.json, or the colorbook in a checkpoint.pt. FileNotFoundError or ValueError name the file."""
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file; expected a colorbook.json or a checkpoint.pt")
+        """Read a colorbook.json, or the colorbook in a checkpoint.pt. ValueError names the file."""
         try:
             if ".pt" in Path(path).suffixes:  # checkpoint.pt.previous too
-                pairs = list(torch.load(path, map_location="cpu", weights_only=True, mmap=True)["colorbook"].items())
+                pairs = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["colorbook"].items()
             else:
                 pairs = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list)
             if len(dict(pairs)) < len(pairs):
                 raise ValueError(f"a class stands in it twice: {[name for name, _ in pairs]}")
             return cls(dict(pairs), path)
         except Exception as error:  # torch raises many kinds for a broken file
-            raise ValueError(f"{path}: not a colorbook ({{name: [r, g, b], ...}}) or checkpoint: {error}") from error
+            raise ValueError(f"{path}: expected a colorbook, {{name: [r, g, b], ...}}, or a checkpoint.pt, "
+                             f"found: {error}") from error
 
     def save(self, path):
         lines = [f"  {json.dumps(name)}: {json.dumps(rgb)}" for name, rgb in self.classes.items()]
@@ -62,61 +63,61 @@ class Colorbook:
 
     def paint(self, ids):
         """Class ids (H, W) uint8 to colours (H, W, 3) uint8 for people: unlabelled is a light grey checkerboard."""
-        y, x = np.indices(ids.shape)
-        board = np.where((y // 4 + x // 4) % 2, 200, 230).astype(np.uint8)
-        colors = self.colors[np.minimum(ids, len(self) - 1)]
-        return np.where((ids == UNLABELLED)[..., None], board[..., None], colors)
+        image = self.palette[ids]
+        y, x = np.nonzero(ids == UNLABELLED)
+        image[y, x] = np.where((y // 4 + x // 4) % 2, 200, 230)[:, None]
+        return image
 
 
 def open_image(path):
     """An image file as a PIL image, read to its end, turned as its EXIF says. ValueError names file and remedy."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
-                image.verify()  # check sums of a PNG, not looked at otherwise; it has to be opened anew then
-            with Image.open(path) as image:
-                frames = getattr(image, "n_frames", 1)
-                if frames > 1 and image.format != "MPO":  # phones put a second, small image into an MPO
-                    raise ValueError(f"it has {frames} frames, of which none is known to be the right one")
-                ImageOps.exif_transpose(image, in_place=True)
+        with Image.open(path) as image:
+            image.verify()  # check sums of a PNG, not looked at otherwise; it has to be opened anew then
+        with Image.open(path) as image:
+            frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # phones add a small second image
+            if frames > 1 or image.width * image.height > Image.MAX_IMAGE_PIXELS:
+                raise ValueError(f"it has {frames} frames of {image.width * image.height} pixels")
+            ImageOps.exif_transpose(image, in_place=True)
         return image
     except Exception as error:  # Pillow raises many kinds for a broken file
         size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
-        raise ValueError(f"{path}{size}: not readable as an image: {error}; expected a complete file of one frame, at "
-                         f"most {Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it down if it is larger "
-                         "(a mask without smoothing)") from error
+        raise ValueError(f"{path}{size}: not readable as an image: {error}; expected one complete image of at most "
+                         f"{Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it down if it is larger, a mask "
+                         "without smoothing") from error
 
 
 def read_mask(path, colorbook):
     """A mask file as class ids.
 
-    Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids", "colours", or "colours
-    (white taken as unlabelled)"), and the share 0..1 of pixels whose colour was off and had to be snapped to a class.
-    Unlabelled is what is transparent and, in colours, black if no class is black and white if none is nearly white.
+    Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids" or "colours"), and the
+    share 0..1 of pixels whose colour was off and had to be snapped to a class. Unlabelled is what is transparent and,
+    in colours, black if no class is black and white if none is nearly white.
     ValueError: unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
-    if image.mode not in ("P", "L", "RGB", "RGBA"):
-        raise ValueError(f"{path}: mode {image.mode}; expected palette, grey (ids) or RGB(A). Save it as an 8-bit PNG")
+    with open(path, "rb") as file:
+        bits = file.read(25)[24] if image.format == "PNG" else 8  # Pillow scales grey of 2 and 4 bits to 0..255
+    inexact = bits < 8 or "jpeg" in (image.format.lower(), image.info.get("compression"))
+    if image.mode not in ("P", "L", "RGB", "RGBA") or (image.mode == "L" and inexact):
+        raise ValueError(f"{path}: {image.format} of mode {image.mode}; expected a palette, RGB(A), or exact ids in "
+                         "grey. Save it as an 8-bit PNG")
     rgba, values = np.array(image.convert("RGBA")), np.array(image)
     opaque = rgba[..., 3] >= 128
     kind = "ids" if image.mode == "L" else "colours"
-    used = np.unique(values[opaque]) if values.ndim == 2 else ()
     if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
-        shown, ours = np.zeros((2, 256, 3), np.uint8)  # the colour of each id, in the file and in the colorbook
-        palette = np.reshape(image.getpalette("RGB"), (-1, 3))
-        shown[: len(palette)], ours[: len(colorbook)] = palette, colorbook.colors
-        if not (shown[UNLABELLED] == colorbook.colors).all(axis=1).any():
-            ours[UNLABELLED] = shown[UNLABELLED]  # unlabelled may be shown in any colour
-        if np.array_equal(shown[used], ours[used]):
+        shown = np.frombuffer(bytes(image.getpalette("RGB")).ljust(768, b"\0"), np.uint8).reshape(256, 3)
+        same = (shown == colorbook.palette).all(axis=1)  # is the id shown in the colour of its class?
+        same[UNLABELLED] = True  # it may be shown in any colour
+        if (shown == np.arange(256)[:, None]).all():
+            kind = "ids"  # shown as greys
+        elif same[values[opaque]].all():
             kind = "palette"
-        elif (shown[used] == used[:, None]).all() and (shown[1] == 1).all():  # a ramp of greys: used = {0} is no proof
-            kind = "ids"
     if kind == "colours":
-        return read_colors(np.where(opaque[..., None], rgba[..., :3], 0), opaque, colorbook, path)
+        ids, snapped = read_colors(np.where(opaque[..., None], rgba[..., :3], 0), colorbook, path)
+        return np.where(opaque, ids, np.uint8(UNLABELLED)), kind, snapped
     if kind == "ids":
-        check_grey(image, used.tolist(), colorbook, path)
+        check_grey(np.unique(values[opaque]).tolist(), colorbook, path)
     return check_ids(np.where(opaque, values, np.uint8(UNLABELLED)), colorbook, path), kind, 0.0
 
 
@@ -126,60 +127,50 @@ def check_ids(ids, colorbook, path):
     if len(values):
         listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
         raise ValueError(f"{path}: unknown class ids {listed}; expected 0..{len(colorbook) - 1} or 255 for unlabelled. "
-                         "Are these the ids of another colorbook, or colours that were saved as grey?")
+                         "Are these the ids of another colorbook, or colours? Save it as an 8-bit PNG, colours in RGB")
     return ids
 
 
-def check_grey(image, used, colorbook, path):
-    """ValueError if the values used in a grey mask are not exact, or may be colours that were saved as grey.
-
-    They may be if every one is black, white or the grey of a class, and one of them is not that class's own id.
-    """
-    if image.mode == "L":
-        with Image.open(path) as unread:
-            coding = f"{image.format} {unread.tile[0][3]}"  # "L;2" or "L;4" bits were scaled to 0..255
-        if "JPEG" in coding or "L;" in coding or image.info.get("compression") == "jpeg":
-            raise ValueError(f"{path}: grey in {coding}; expected exact ids, without loss. Save it as an 8-bit PNG")
-    greys = {rgb[0]: k for k, rgb in enumerate(colorbook.colors.tolist()) if len(set(rgb)) == 1}
-    meant = {v: greys.get(v, UNLABELLED) for v in used}
-    if greys.keys() & meant and meant.keys() <= greys.keys() | {0, 255} and any(v != k for v, k in meant.items()):
-        name = dict(enumerate(colorbook.names)) | {UNLABELLED: "unlabelled"}
-        listed = "; ".join(f"{v} is the colour of {name[k]!r} and the id of {name.get(v)!r}" for v, k in meant.items())
-        raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids only. Save it as an "
-                         "8-bit PNG, in RGB if these are colours, with a palette if they are ids")
+def check_grey(values, colorbook, path):
+    """ValueError if grey values may be colours: black, white, or those of classes, of which one has another id."""
+    greys = {r: k for k, (r, g, b) in enumerate(colorbook.colors.tolist()) if r == g == b}
+    meant = {v: greys[v] for v in values if v in greys}
+    if meant and {0, 255, *meant} >= set(values) and any(meant.get(v, UNLABELLED) != v for v in values):
+        listed = ", ".join(f"{v} is the colour of {colorbook.names[k]!r}" for v, k in meant.items())
+        raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids. Save it as an 8-bit "
+                         "PNG, in RGB if these are colours, with a palette if they are ids")
 
 
-def read_colors(rgb, opaque, colorbook, path):
-    """Colours (H, W, 3) uint8, black where not opaque (H, W), to what read_mask() returns; ValueError as there."""
+def read_colors(rgb, colorbook, path):
+    """Colours (H, W, 3) uint8 to ids (H, W) uint8, and the share of pixels that were snapped. ValueError: unknown."""
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
-    for name, shade, near in (("unlabelled", 0, 0), ("unlabelled (white)", 255, REACH)):
-        if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class has that colour
-            names, colors = [*names, name], np.append(colors, [[shade] * 3], axis=0)
-    weights = np.array([1 << 16, 1 << 8, 1], np.uint32)
-    codes, exact = rgb.astype(np.uint32) @ weights, colors.astype(np.uint32) @ weights  # 0xRRGGBB
-    off, order = ~np.isin(codes, exact), exact.argsort()
-    index = order[np.searchsorted(exact, codes, sorter=order).clip(max=len(exact) - 1)]  # where off: any
+    for shade, near in ((0, 0), (255, REACH)):
+        if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class is black, or nearly white
+            names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
+    to_code = np.array([1 << 16, 1 << 8, 1], np.uint32)
+    codes = rgb.astype(np.uint32) @ to_code  # 0xRRGGBB
+    index = np.full(codes.shape, -1)  # of each pixel's exact color in colors, or -1
+    for k, code in enumerate(colors.astype(np.uint32) @ to_code):
+        index[codes == code] = k
+    off = index < 0
     if off.any():
         if (rgb == rgb[..., :1]).all() and set(np.unique(rgb)) <= {*range(len(colorbook)), UNLABELLED}:
             raise ValueError(f"{path}: class ids that were saved as RGB; expected one channel. Save it as a grey PNG")
         step = math.ceil(math.sqrt(off.size / LARGEST))
-        part = np.s_[::step, ::step]
-        snapped, unknown = snap(rgb[part], colors)
-        foreign = codes[off & np.isin(codes, codes[part][unknown])]
-        if len(foreign):
+        snapped, unknown = snap(rgb[::step, ::step], colors)
+        if unknown.any():
+            foreign = np.isin(codes, codes[::step, ::step][unknown])
             listed = []
-            for code, n in Counter(foreign.tolist()).most_common(5):
-                color = code >> 16, code >> 8 & 255, code & 255
+            for color, n in Counter(map(tuple, rgb[foreign].tolist())).most_common(5):
                 k = np.linalg.norm(colors - color, axis=1).argmin()
                 listed.append(f"{color} {n} pixels, nearest class {names[k]!r} {tuple(colors[k].tolist())}")
-            raise ValueError(f"{path}: {foreign.size} pixels ({foreign.size / off.size:.1%}) have colours that are in "
-                             f"no class of the colorbook: {'; '.join(listed)}. Paint with the colours that "
+            raise ValueError(f"{path}: {foreign.sum()} pixels ({foreign.mean():.1%}) have colours that are in no class "
+                             f"of the colorbook: {'; '.join(listed)}. Paint with the colours that "
                              f"`python masks.py --colorbook {quote(str(colorbook.source))}` draws")
-        y, x = (np.arange(n) // step for n in off.shape)
-        index = np.where(off | (step == 1), snapped[y[:, None], x], index)
-    ids = np.where(opaque & (index < len(colorbook)), index, UNLABELLED).astype(np.uint8)
-    white = names[-1] == "unlabelled (white)" and (index == len(names) - 1).any()
-    return ids, "colours (white taken as unlabelled)" if white else "colours", float(off.mean())
+        H, W = off.shape
+        snapped = snapped.repeat(step, axis=0).repeat(step, axis=1)[:H, :W]
+        index = snapped if step == 1 else np.where(off, snapped, index)  # large: what is exact stays as it is
+    return np.where(index < len(colorbook), index, UNLABELLED).astype(np.uint8), float(off.mean())
 
 
 def snap(rgb, colors):
@@ -190,16 +181,21 @@ def snap(rgb, colors):
     solid in its square of 8x8 pixels or one beside it, so that a blend of two never becomes a third; but a thin stroke,
     near a color and no blend of the solid ones, keeps it. Unknown: an even spot near no color, or a photograph.
     """
+    def dilate(planes):
+        """The largest value of planes (C, H, W) in the 3x3 pixels around each."""
+        return F.max_pool2d(planes, 3, 1, 1)
+
     (H, W), K = rgb.shape[:2], len(colors)
     rgb, colors = torch.tensor(rgb).float(), torch.tensor(colors).float()
     distance = torch.cdist(rgb.flatten(0, 1), colors).T.reshape(K, H, W)
     off, nearest = distance.min(dim=0)
-    far, planes = off > REACH, rgb.permute(2, 0, 1)
+    far = off > REACH
+    planes = rgb.permute(2, 0, 1)
     spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
     solid = ~far & (spread <= 8) | (dilate(off[None])[0] == 0)
 
     y, x = torch.nonzero(solid, as_tuple=True)
-    present = torch.zeros(K, -(-H // 8), -(-W // 8))  # the colors that are solid in each square of 8x8 pixels
+    present = torch.zeros(K, math.ceil(H / 8), math.ceil(W / 8))  # the colors that are solid in squares of 8x8 pixels
     present[nearest[y, x], y // 8, x // 8] = 1
     beside = dilate(present) > 0  # ... or in one of the eight squares around it
     # the box, in RGB, of the solid colors beside: a blend of them lies in it
@@ -216,15 +212,10 @@ def snap(rgb, colors):
     return index.numpy(), unknown.numpy()
 
 
-def dilate(planes):
-    """The largest value of planes (C, H, W) in the 3x3 pixels around each."""
-    return F.max_pool2d(planes, 3, 1, 1)
-
-
 def save_mask(ids, path, colorbook):
     """Write class ids (H, W) uint8 as a palette PNG: pixel = id, palette = colorbook, unlabelled is black."""
     image = Image.fromarray(ids)
-    image.putpalette(colorbook.colors.tobytes().ljust(768, b"\0"))
+    image.putpalette(colorbook.palette.tobytes())
     image.save(path)
 
 

@@ -177,17 +177,25 @@ def test_modes_that_are_refused(tmp_path, mode, suffix):
     check_refused(mask_of, saved(mode, suffix, tmp_path), "8-bit PNG")
 
 
-@pytest.mark.parametrize("options", [{"compression": "jpeg"}, {"tiffinfo": {262: 0}}], ids=["JPEG", "white is zero"])
-def test_grey_tiffs_that_are_no_ids(tmp_path, options):
-    """Ids that were compressed with loss, or stored upside down, are refused."""
-    check_refused(mask_of, saved("L", "tif", tmp_path, **options), "8-bit PNG")
+def test_grey_tiff_with_loss(tmp_path):
+    """Ids that were compressed with loss are refused."""
+    check_refused(mask_of, saved("L", "tif", tmp_path, compression="jpeg"), "8-bit PNG")
+
+
+def test_grey_tiff_where_white_is_zero(tmp_path):
+    """Ids that a TIFF stores upside down are read as they were."""
+    path = saved("L", "tif", tmp_path, tiffinfo={262: 0})
+    with Image.open(path) as image:
+        assert image.tag_v2[262] == 0
+    assert np.array_equal(mask_of(path)[0], street())
 
 
 @pytest.mark.parametrize("depth", [1, 2, 4])
 def test_ids_of_few_bits(tmp_path, depth):
-    """Grey of fewer than 8 bits is refused: readers scale it to 0..255, id 1 to 17 or 85."""
-    write_png(tmp_path / "mask.png", np.arange(12).reshape(3, 4) % 2**depth, depth)
-    check_refused(mask_of, tmp_path / "mask.png", "8-bit PNG")
+    """Grey of fewer than 8 bits is refused: readers scale it to 0..255, id 1 to 17 or 85, which may be ids too."""
+    for ids in np.arange(12).reshape(3, 4) % 2**depth, np.eye(4, dtype=int), np.eye(4, dtype=int) * (2**depth - 1):
+        write_png(tmp_path / "mask.png", ids, depth)
+        check_refused(mask_of, tmp_path / "mask.png", "8-bit PNG")
 
 
 @pytest.mark.parametrize("read", [mask_of, read_image])
