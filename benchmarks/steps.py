@@ -26,7 +26,6 @@ from config import checked, command
 from dataset import contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from evaluate import confusion_matrix, load_segmenter, scores
-from masks import UNLABELLED
 
 SAMPLERS = {"dpm_solver": "#1f4e9e", "plms": "#c0392b", "ddim": "#2e8b57"}  # and their colours
 LEVELS = {"other noise": "#888888", "real": "#888888"}  # drawn as levels, not as curves
@@ -35,13 +34,12 @@ COLUMNS = ["sampler", "steps", "passes", "distance", "standard_error", "pixel_ac
 
 def make_judge(segmenter, planes, pairs, device, batch_size):
     """A function from images (n, H, W, 3) uint8 to pixel accuracy and mean IoU with the masks of the planes."""
-    segment, known = load_segmenter(segmenter, pairs.colorbook, device)
-    truth = torch.where(torch.isin(planes[:, 3], torch.tensor(list(known))), planes[:, 3], UNLABELLED)
+    segment = load_segmenter(segmenter, pairs.colorbook, device)
 
     def judge(images):
         batches = torch.from_numpy(images).permute(0, 3, 1, 2).split(batch_size)
         predicted = torch.cat([segment(batch) for batch in batches])
-        accuracy, mean_iou, _ = scores(confusion_matrix(truth, predicted, len(pairs.colorbook)))
+        accuracy, mean_iou, _ = scores(confusion_matrix(planes[:, 3], predicted, len(pairs.colorbook)))
         return {"pixel_accuracy": round(accuracy, 4), "mean_iou": round(mean_iou, 4)}
 
     return judge

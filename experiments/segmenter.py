@@ -54,7 +54,7 @@ def match_masks(folder, masks_folder):
     images, masks = find_images(folder), list_files(masks_folder)
     used, orphans = {}, []
     for stem, path in images.items():
-        mask_stem = mask_of(stem, {}, masks)
+        mask_stem = mask_of(stem, masks)
         if mask_stem is None:
             orphans.append(stem)
         else:
@@ -208,7 +208,7 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
 
 def judge(path, pairs, device, batch_size=64):
     """Pixel accuracy, mean IoU and IoU per class (None where it does not occur) of a checkpoint, as in evaluate.py."""
-    segment, _ = load_segmenter(path, pairs.colorbook, device)
+    segment = load_segmenter(path, pairs.colorbook, device)
     K = len(pairs.colorbook)
     confusion = 0
     for planes in pairs.planes.split(batch_size):

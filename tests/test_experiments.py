@@ -86,13 +86,12 @@ def test_judge_learns_and_evaluate_loads_it(command, flat_root, tmp_path):
     results = command(*options)
     val = Pairs(flat_root, "val", (16, 16))
     images, ids = val.planes[:, :3], val.planes[:, 3]
-    segment, found = evaluate.load_segmenter(tmp_path / "run" / "checkpoint.pt", val.colorbook, torch.device("cpu"))
+    segment = evaluate.load_segmenter(tmp_path / "run" / "checkpoint.pt", val.colorbook, torch.device("cpu"))
     predicted = segment(images)
     accuracy = (predicted == ids).double().mean().item()
     assert results["runs"]["real"]["0"]["val"]["pixel accuracy"] == pytest.approx(accuracy, abs=1e-9)
     most_frequent = np.bincount(ids.numpy().ravel()).max() / ids.numel()
     assert accuracy > (1 + most_frequent) / 2, (accuracy, most_frequent)
-    assert list(found) == [0, 1, 2, 3]
     state = torch.load(tmp_path / "run" / "checkpoint.pt", weights_only=True)
     assert (state["image_size"], state["size"]) == ([16, 16], [48, 48])
 
