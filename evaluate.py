@@ -45,13 +45,17 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "FID, layer 2048": "distance of its last features; too high by what depends on N, much so below 2048: compare at "
                        "equal N; nothing about one image",
     "KID": "like FID without its bias from N, around 0 = same distribution, may be negative; nothing about one image",
+    "Frechet distance, segmenter features": "like FID, in the segmenter's last feature map, averaged over the image; "
+                                            "depends on N and on this segmenter: compare at equal ones",
+    "Frechet distance, segmenter features, floor": "the scale for the line above: as many images of --train in the "
+                                                   "place of the generated ones, though these have the real masks",
     "distance within a mask": "root mean square of grey levels between its images, at 32x32; noise is difference too",
     "distance between real images": "the scale for the line above; their masks differ too",
     "nearest training image": "in grey levels, as above; far below the next line = copied; copied details do not show",
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
-            "not the training, its seed or the segmenter. Copies in a draw raise FID: see how wide it is, not where")
+            "not the training, its seed or the segmenter. Copies in a draw raise FID and the like: see how wide it is, not where")
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # window: 11x11
 
 # ------------------------------------------------------------------------------------------- from folders to images
@@ -126,7 +130,8 @@ def load_segmenter(name, colorbook, device):
     """The judge: a function from images (B, 3, H, W) uint8 to class ids (B, H, W) uint8 of the colorbook.
 
     name is a checkpoint of experiments/segmenter.py, or a Mask2Former of transformers. The function's image_size is
-    the [H, W] of its training images, or None. ValueError where it has no label of the name of a class.
+    the [H, W] of its training images, or None; its `features` gives (B, C), the backbone's last feature map averaged
+    over the image, and is None for a Mask2Former. ValueError where it has no label of the name of a class.
     """
     state, processor = {}, None
     try:
@@ -154,6 +159,13 @@ def load_segmenter(name, colorbook, device):
                          f"{colorbook.source}. Train one on these classes (python -m experiments.segmenter)")
     chosen = [labels.index(label) for label in classes]  # only these compete; the winner's place is its class id
 
+    def prepare(images):
+        x = F.interpolate(images.float(), size=state["size"], mode="bilinear", antialias=True)
+        return normalise(x).to(device)
+
+    def features(images):
+        return list(net.backbone(prepare(images)).values())[-1].mean((2, 3)).cpu()
+
     @torch.no_grad()
     def segment(images):
         size = images.shape[-2:]
@@ -163,11 +175,10 @@ def load_segmenter(name, colorbook, device):
             sizes = [size] * len(images)
             ids = torch.stack(processor.post_process_semantic_segmentation(output, target_sizes=sizes))
         else:
-            x = normalise(F.interpolate(images.float(), size=state["size"], mode="bilinear", antialias=True))
-            ids = F.interpolate(net(x.to(device))["out"][:, chosen], size=size, mode="bilinear").argmax(1)
+            ids = F.interpolate(net(prepare(images))["out"][:, chosen], size=size, mode="bilinear").argmax(1)
         return ids.byte().cpu()
 
-    segment.image_size = state.get("image_size")
+    segment.image_size, segment.features = state.get("image_size"), None if processor else features
     return segment
 
 
@@ -301,6 +312,17 @@ def measure_inception(real, generated, counts, inception):
     return {"FID, layer 64": early, "FID, layer 2048": late, "KID": kernel_distance(x[1], y[1], *counts)}
 
 
+def measure_features(real, generated, train, counts, features):
+    """Frechet distance in the segmenter's features; with train images, its floor at the same N."""
+    name, x = "Frechet distance, segmenter features", in_batches(features, real, "features, real").double()
+    numbers = {name: frechet_draws(x, in_batches(features, generated, "features, generated").double(), counts)}
+    if train is not None and len(train) >= len(generated):
+        some = np.random.default_rng(0).choice(len(train), len(generated), replace=False)
+        y = in_batches(features, train[some], "features, train").double()
+        numbers[f"{name}, floor"] = frechet_draws(x, y, resample(len(x), len(y), None))
+    return numbers
+
+
 def thumbnails(images):
     """Images (N, H, W, 3) as (N, 3072): distances are the root mean square difference of 32x32 pixels."""
     small = in_batches(lambda batch: F.interpolate(batch.float(), size=(32, 32), mode="area"), images, "thumbnails")
@@ -355,6 +377,8 @@ def evaluate(args):
         if segment.image_size not in (None, list(size)):
             warnings.append("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at "
                             "equal sizes only".format(args.segmenter, *segment.image_size, *size))
+        if train is not None and len(train) < len(generated):
+            warnings.append(f"{args.train} has fewer images than {args.fake}: no floor of the Frechet distance")
     inception = load_inception(args.inception_weights, device)
     out.mkdir(parents=True, exist_ok=True)
 
@@ -370,6 +394,8 @@ def evaluate(args):
         numbers |= ssim | measure_diversity(x, y, real_index, counts)
     if inception and min(len(real), len(generated)) > 1:
         numbers |= measure_inception(real, generated, counts, inception)
+    if segment and segment.features and min(len(real), len(generated)) > 1:
+        numbers |= measure_features(real, generated, train, counts, segment.features)
     if args.train:
         copies, sheets["nearest_training.png"] = measure_copies(x, y, generated, train, counts)
         numbers |= copies
@@ -409,7 +435,7 @@ def main():
     parser.add_argument("--segmenter", help="a checkpoint of experiments.segmenter, or a Mask2Former of transformers")
     parser.add_argument("--train", help="the split that the model was trained on: looks for copies of its images")
     parser.add_argument("--guidance", type=float, metavar="W", help="only generated images of this guidance")
-    parser.add_argument("--unpaired", action="store_true", help="images without masks: FID, KID and copies only")
+    parser.add_argument("--unpaired", action="store_true", help="images without masks: only whole sets are compared")
     parser.add_argument("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception, without a network")
     parser.add_argument("--out", default="runs/evaluation", help="folder for report and sheets; default: %(default)s")
     parser.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])

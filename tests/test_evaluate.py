@@ -13,19 +13,30 @@ import scipy.linalg
 import torch
 import torch_fidelity.feature_extractor_inceptionv3 as inception
 from conftest import CLASSES, LOOKS
-from PIL import Image
+from PIL import Image, ImageFilter
 from skimage.metrics import structural_similarity
 from torch_fidelity.metric_fid import fid_features_to_statistics, fid_statistics_to_metric
 from torch_fidelity.metric_kid import kid_features_to_metric
 
 import evaluate
 import sample
+from data.toy.prepare import prepare, scene
 from dataset import list_files, read_image
 from masks import UNLABELLED, Colorbook, read_mask, save_mask
 from train import train
 
 BOOK = Colorbook(CLASSES)
 load_inception = evaluate.load_inception  # most tests put a stand-in in its place
+
+
+class Backbone(torch.nn.Module):
+    """Two feature maps as torchvision's backbones have them: the image, and a random convolution of it."""
+
+    def forward(self, x):
+        generator = torch.Generator().manual_seed(0)
+        maps = torch.relu(torch.nn.functional.conv2d(x, torch.randn(32, 3, 3, 3, generator=generator)))
+        weight = torch.randn(64, 32, 3, 3, generator=generator) / 10
+        return {"low": x, "high": torch.relu(torch.nn.functional.conv2d(maps, weight, stride=2))}
 
 
 class ByColour(torch.nn.Module):
@@ -37,6 +48,7 @@ class ByColour(torch.nn.Module):
     def __init__(self, arch, num_classes):
         super().__init__()
         self.conv = torch.nn.Conv2d(3, num_classes, 1)
+        self.backbone = Backbone()
 
     def learn(self):
         looks = evaluate.normalise(torch.from_numpy(LOOKS)[:, :, None, None])
@@ -586,6 +598,111 @@ def test_old_results_last_until_new_ones_are_there(command, real, fake, tmp_path
     assert "Traceback" not in capsys.readouterr().err
     command("--real", real, "--fake", folder)
     assert {path.name for path in (tmp_path / "report").iterdir()} == {"report.json", "at_a_glance.png"}
+
+
+# ------------------------------------------------------------------------- the segmenter's own Frechet distance
+
+NAME = "Frechet distance, segmenter features"
+
+
+def look(images):
+    """The features of the stand-in by hand: its last map, averaged over the image."""
+    x = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float()
+    return Backbone()(evaluate.normalise(x))["high"].mean(dim=(2, 3))
+
+
+def test_distance_in_segmenter_features_and_its_floor(command, real, fake, judge, flat_root):
+    """Both are torch-fidelity's distance of the averaged last feature map, the floor that of as many train images."""
+    folder = fake(real / "images", change=lambda image: image // 2)
+    ten = real.parent / "ten"
+    shutil.copytree(flat_root / "train" / "images", ten / "images")
+    for path in sorted((ten / "images").iterdir())[10:]:
+        path.unlink()
+    report = command("--real", real, "--fake", folder, "--segmenter", judge, "--train", ten)
+    expected = torch_fid(*(look([read_image(path) for path in list_files(x).values()])
+                           for x in (real / "images", folder)))
+    assert value(report, NAME) == pytest.approx(expected, rel=1e-3)
+    floor = torch_fid(*(look([read_image(path) for path in list_files(x / "images").values()]) for x in (real, ten)))
+    assert value(report, f"{NAME}, floor") == pytest.approx(floor, rel=1e-3)
+    for name in (NAME, f"{NAME}, floor"):
+        assert report["numbers"][name]["interval"][0] < report["numbers"][name]["interval"][1]
+        assert report["numbers"][name]["meaning"]
+    (ten / "images" / "flat_0.png").unlink()
+    report = command("--real", real, "--fake", folder, "--segmenter", judge, "--train", ten)
+    assert f"{NAME}, floor" not in report["numbers"] and "no floor" in report["warnings"][0]
+    assert NAME in command("--real", real, "--fake", folder, "--segmenter", judge, "--unpaired")["numbers"]
+
+
+def test_the_floor_is_of_a_part_of_train_at_the_same_n(command, real, fake, judge, flat_root):
+    """Of 50 train images 10 are taken, the same ones each time; all 50 would be nearer to the real ones."""
+    options = "--real", real, "--fake", fake(real / "images"), "--segmenter", judge, "--train", flat_root / "train"
+    floors = [value(command(*options), f"{NAME}, floor") for _ in range(2)]
+    x, y = (look([read_image(path) for path in list_files(folder).values()])
+            for folder in (real / "images", flat_root / "train" / "images"))
+    assert floors[0] == floors[1] > 0
+    of_ten = [torch_fid(x, y[torch.randperm(50)[:10]]) for _ in range(50)]
+    assert min(of_ten) / 2 < floors[0] < 2 * max(of_ten)
+
+
+@pytest.fixture(scope="session")
+def toy(tmp_path_factory):
+    """Toy streets of 32x48, 64 in train and in test, and 64 others that play the generated ones."""
+    root = tmp_path_factory.mktemp("toy") / "prepared"
+    prepare(root, train=64, val=0, test=64, size=(32, 48))
+    return root, [scene([1, i], (32, 48))[0] for i in range(64)]
+
+
+def blur(image, radius, rng):
+    return np.array(Image.fromarray(image).filter(ImageFilter.GaussianBlur(radius)))
+
+
+def noise(image, deviation, rng):
+    return (image + rng.normal(0, deviation, image.shape)).clip(0, 255).astype(np.uint8)
+
+
+def swap_channels(image, share, rng):
+    return image[..., [1, 2, 0]] if rng.random() < share else image
+
+
+def test_segmenter_features_know_damage(command, toy, tmp_path):
+    """Other streets of the same kind are near the floor; blur, noise and swapped channels above it, the more so the
+    stronger they are."""
+    root, images = toy
+    book = Colorbook.load(root / "colorbook.json")
+    torch.manual_seed(0)
+    state = {"arch": "lraspp_mobilenet_v3_large", "model": ByColour("", len(book)).state_dict()}
+    torch.save(state | {"colorbook": book.classes, "size": [32, 48]}, tmp_path / "judge.pt")
+    (tmp_path / "fake").mkdir()
+
+    def distance(damage=None, strength=0.0):
+        rng = np.random.default_rng(0)
+        for i, image in enumerate(images):
+            changed = damage(image, strength, rng) if damage else image
+            Image.fromarray(changed).save(tmp_path / "fake" / f"street_{i}.png")
+        report = command("--real", root / "test", "--fake", tmp_path / "fake", "--segmenter", tmp_path / "judge.pt",
+                         "--train", root / "train", "--unpaired")
+        return value(report, NAME) / value(report, f"{NAME}, floor")
+
+    assert 0.3 < distance() < 2
+    for damage, strengths in ((blur, (1.5, 3)), (noise, (40, 80)), (swap_channels, (0.5, 1))):
+        weak, strong = (distance(damage, strength) for strength in strengths)
+        assert 1.5 < weak < 0.8 * strong, (damage.__name__, weak, strong)
+
+
+@pytest.mark.parametrize("arch, channels", [("lraspp_mobilenet_v3_large", 960), ("deeplabv3_resnet50", 2048)])
+def test_features_are_the_last_map_of_the_real_networks(arch, channels, tmp_path):
+    """Of both networks the features are what the last block of the backbone gives out, averaged over the image."""
+    torch.manual_seed(0)
+    net = evaluate.build_segmenter(arch, 4)
+    torch.save({"arch": arch, "model": net.state_dict(), "colorbook": CLASSES, "size": [32, 48]}, tmp_path / "net.pt")
+    segment = evaluate.load_segmenter(tmp_path / "net.pt", BOOK, torch.device("cpu"))
+    images = torch.randint(0, 256, (2, 3, 32, 48), dtype=torch.uint8)
+    with torch.no_grad():
+        x = evaluate.normalise(images)
+        for block in net.eval().backbone.children():
+            x = block(x)
+        assert x.shape[1] == channels
+        assert torch.allclose(segment.features(images), x.mean(dim=(2, 3)))
 
 
 # ------------------------------------------------------------------------------------------------------ segmenters
