@@ -42,20 +42,18 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "mean IoU": "mean of that over the classes that occur in either; a rare class weighs as much as road",
     "SSIM": "likeness to the real image of the mask, 1 = equal; other light or colours lower it: no test of the mask",
     "FID, layer 64": "distance of Inception's early features, colours and textures: the thesis's scale; blind to shape",
-    "FID, layer 2048": "distance of its last features; too high by what depends on N, much so below 2048: compare at "
-                       "equal N; nothing about one image",
+    "FID, layer 2048": "the same of its last features; too high for few images: compare at equal N only",
     "KID": "like FID without its bias from N, around 0 = same distribution, may be negative; nothing about one image",
-    "Frechet distance, segmenter features": "like FID, in the segmenter's last feature map, averaged over the image; "
-                                            "depends on N and on this segmenter: compare at equal ones",
-    "Frechet distance, segmenter features, floor": "the scale for the line above: as many images of --train in the "
-                                                   "place of the generated ones, though these have the real masks",
+    "Frechet distance, segmenter features": "as FID, of its last feature map; compare at equal N and segmenter only",
+    "Frechet distance, segmenter features, floor": "the same of as many --train images: what real images would get",
     "distance within a mask": "root mean square of grey levels between its images, at 32x32; noise is difference too",
     "distance between real images": "the scale for the line above; their masks differ too",
     "nearest training image": "in grey levels, as above; far below the next line = copied; copied details do not show",
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
-            "not the training, its seed or the segmenter. Copies in a draw raise FID and the like: see how wide it is, not where")
+            "not the training, its seed or the segmenter. Copies in a draw raise FID and Frechet distance: see how "
+            "wide it is, not where")
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # window: 11x11
 
 # ------------------------------------------------------------------------------------------- from folders to images
@@ -80,27 +78,25 @@ def mask_of(name, stems):
 def find_generated(folder, stems, guidance):
     """The generated images of one guidance, [(stem of its mask, path)]; without `stems` of masks all, with stem None.
 
-    guidance is that of sample.py's names, or None for any. ValueError: there is no such image, or guidances are mixed.
+    guidance is that of sample.py's names; None where there is but one. ValueError: none of these masks or guidance.
     """
-    generated, orphans, guidances = [], [], set()
+    found, orphans = {}, []
     for name, path in find_images(folder).items():
         stem, w = mask_of(name, stems), re.search(r"_w([\d.e+-]+)_seed\d+$", name)
-        w = float(w[1]) if w else None
         if stems and stem is None:
             orphans.append(name)
-        elif guidance in (None, w):
-            generated.append((stem, path))
-            guidances.add(w)
-    if not generated:
-        raise ValueError(f"{folder}: no image {'of that guidance ' * bool(guidance)}has the name of a mask ("
-                         f"{', '.join(stems[:3])}, ...); expected <stem>, <stem>_<k> or <stem>_w<guidance>_seed<seed>. "
-                         "FID and KID need no masks: say --unpaired")
-    if len(guidances) > 1:
-        mixed = ", ".join(sorted(map(str, guidances)))
-        raise ValueError(f"{folder}: images of guidance {mixed} are mixed: choose with --guidance W")
+        else:
+            found.setdefault(float(w[1]) if w else None, []).append((stem, path))
+    if not found:
+        raise ValueError(f"{folder}: no image has the name of a mask ({', '.join(stems[:3])}, ...); expected <stem>, "
+                         "<stem>_<k> or <stem>_w<guidance>_seed<seed>. FID and KID need no masks: say --unpaired")
     if orphans:
         print(f"{folder}: {len(orphans)} image(s) without a mask left out: {', '.join(orphans[:10])}")
-    return generated
+    if guidance is None and len(found) == 1:
+        guidance, = found
+    if guidance not in found:
+        raise ValueError(f"{folder}: images of guidance {', '.join(map(str, found))}: choose one with --guidance W")
+    return found[guidance]
 
 
 def read_images(paths, size):
@@ -151,13 +147,11 @@ def load_segmenter(name, colorbook, device):
                          f"transformers): {type(error).__name__}: {error}") from error
     net.to(device).eval()
 
-    labels = [label.lower().replace("_", " ") for label in labels]
-    classes = [label.lower().replace("_", " ") for label in colorbook.names]
-    missing = [label for label in classes if label not in labels]
+    missing = [label for label in colorbook.names if label not in labels]
     if missing:
         raise ValueError(f"{name}: a segmenter of {', '.join(labels)}: it lacks {', '.join(missing)} of "
                          f"{colorbook.source}. Train one on these classes (python -m experiments.segmenter)")
-    chosen = [labels.index(label) for label in classes]  # only these compete; the winner's place is its class id
+    chosen = [labels.index(label) for label in colorbook.names]  # they alone compete; the winner's place is its id
 
     def prepare(images):
         x = F.interpolate(images.float(), size=state["size"], mode="bilinear", antialias=True)
@@ -313,7 +307,7 @@ def measure_inception(real, generated, counts, inception):
 
 
 def measure_features(real, generated, train, counts, features):
-    """Frechet distance in the segmenter's features; with train images, its floor at the same N."""
+    """Frechet distance in the segmenter's features; its floor, at the same N, if there are as many images of train."""
     name, x = "Frechet distance, segmenter features", in_batches(features, real, "features, real").double()
     numbers = {name: frechet_draws(x, in_batches(features, generated, "features, generated").double(), counts)}
     if train is not None and len(train) >= len(generated):
@@ -371,17 +365,17 @@ def evaluate(args):
     real, ids = planes[..., :3], planes[..., 3]
     print(f"{len(real)} real, {len(generated)} generated images of {size[0]}x{size[1]}")
 
+    # what judges them
     segment, warnings = None, []
     if args.segmenter:
         segment = load_segmenter(args.segmenter, pairs.colorbook, device)
         if segment.image_size not in (None, list(size)):
             warnings.append("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at "
                             "equal sizes only".format(args.segmenter, *segment.image_size, *size))
-        if train is not None and len(train) < len(generated):
-            warnings.append(f"{args.train} has fewer images than {args.fake}: no floor of the Frechet distance")
     inception = load_inception(args.inception_weights, device)
     out.mkdir(parents=True, exist_ok=True)
 
+    # the numbers, each with its draws: of pairs, of whole sets, of copies
     numbers, sheets = {}, {"at_a_glance.png": None, "nearest_training.png": None}
     counts, x, y = resample(len(real), len(generated), real_index), thumbnails(real), thumbnails(generated)
     if stems:
@@ -392,10 +386,11 @@ def evaluate(args):
             numbers |= measure_masks(columns, counts[1], pairs.colorbook.names)
         ssim, sheets["at_a_glance.png"] = measure_ssim(columns, counts[1], pairs.colorbook)
         numbers |= ssim | measure_diversity(x, y, real_index, counts)
-    if inception and min(len(real), len(generated)) > 1:
-        numbers |= measure_inception(real, generated, counts, inception)
-    if segment and segment.features and min(len(real), len(generated)) > 1:
-        numbers |= measure_features(real, generated, train, counts, segment.features)
+    if min(len(real), len(generated)) > 1:  # one image has no covariance
+        if inception:
+            numbers |= measure_inception(real, generated, counts, inception)
+        if segment and segment.features:
+            numbers |= measure_features(real, generated, train, counts, segment.features)
     if args.train:
         copies, sheets["nearest_training.png"] = measure_copies(x, y, generated, train, counts)
         numbers |= copies
