@@ -48,7 +48,7 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "Frechet distance, segmenter features, floor": "the same of as many --train images: what real images would get",
     "distance within a mask": "root mean square of grey levels between its images, at 32x32; noise is difference too",
     "distance between real images": "the scale for the line above; their masks differ too",
-    "nearest training image": "in grey levels, as above; far below the next line = copied; copied details do not show",
+    "nearest training image": "in grey levels at 32x32; far below the next line = copied; copied details do not show",
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
