@@ -818,15 +818,15 @@ def other_classes(x):
 
 
 @pytest.mark.parametrize("harm, options, message", [
-    (empty, [], r"val: none of 0 image\(s\) has its mask among 10"),
-    (None, ["--real", "{real}/.."], r"has the splits: none; expected real/images and real/masks in it"),
-    (None, ["--real", "{real}/images"], r"has the splits: none; expected images/images and images/masks in it"),
+    (empty, [], r"val: no pairs; expected images/NAME and masks/NAME"),
+    (None, ["--real", "{real}/.."], r"real: no pairs; expected images/NAME and masks/NAME"),
+    (None, ["--real", "{real}/images"], r"images: no pairs; expected images/NAME and masks/NAME"),
     (None, ["--fake", "{real}/nowhere"], r"nowhere: no such folder"),
     (None, ["--train", "{real}/nowhere"], r"nowhere: no such folder"),
     (None, ["--train", "{real}/.."], r"no images in this folder; expected some, or images/ in it"),
     (other_names, [], r"no image has the name of a mask \(flat_100, .*expected <stem>, .*--unpaired"),
     (cut, [], r"flat_100_w3_seed1.png .*not readable as an? (picture|image)"),
-    (other_masks, [], r"val: none of 10 image\(s\) has its mask"),
+    (other_masks, [], r"val: no pairs; expected images/NAME and masks/NAME"),
     (None, ["--fake", "{fake}/flat_100_w3_seed1.png"], r"flat_100_w3_seed1.png: a file, expected a folder"),
     (photo_as_mask, [], r"flat_100.png: .* have colours that are in no class"),
     (unequal_pair, [], r"flat_100.png: the image is \(16, 16\) and the mask \(8, 16\)"),
