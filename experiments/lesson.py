@@ -31,12 +31,13 @@ COLORS = {"thesis": "#1f4e9e", "linear": "#c0392b", "nichol": "#2e8b57"}  # of t
 BLUE, PURPLE, GREEN, GREY, ORANGE = "#dbe7f6", "#eadcf2", "#dcefdc", "#eeeeee", "#f3b562"
 BOXES = {  # of the drawing of the network, by name: column, row, colour, what it is or does
     "mask": (0, 0, GREY, "one-hot"), "mask_stem": (1, 0, BLUE, "DoubleConv"),
-    "x_t": (0, 1, GREY, "noisy image"), "image_stem": (1, 1, BLUE, "DoubleConv"), "x1": (2, 1, GREY, "image + mask"),
+    "x_t": (0, 1, GREY, "noisy image"), "image_stem": (1, 1, BLUE, "DoubleConv"), "x1": (2, 1, GREY, "image"),
     "down1": (2, 2, BLUE, "halve, convolve"), "down2": (2, 3, BLUE, "halve, convolve"),
     "down3": (2, 4, BLUE, "halve, convolve"), "bottleneck": (3, 4, PURPLE, "3 DoubleConv"),
     "up1": (4, 3, GREEN, "double, join, convolve"), "up2": (4, 2, GREEN, "double, join, convolve"),
     "up3": (4, 1, GREEN, "double, join, convolve"), "out": (4, 0, GREEN, "Conv 1x1"),
     "t": (0, 3, GREY, "time step"), "time_embedding": (1, 3, ORANGE, "sines and cosines")}
+ENTERING = {"image_stem": ["x_t"], "mask_stem": ["mask"], "down1": ["x1", "time_embedding"]}  # boxes before a part
 PATHS = ["mask mask_stem x1", "x_t image_stem x1 down1 down2 down3 bottleneck up1 up2 up3 out",
          "x1 up3", "down1 up2", "down2 up1", "t time_embedding"]  # an arrow from each box to the next
 
@@ -57,8 +58,8 @@ def load(args):
         mask, painted = one_hot(torch.from_numpy(ids)[None].to(device), len(colorbook)), colorbook.paint(ids)
     image = fit(read_image(args.image), size) if args.image else scene(SCENE, size)[0]
     return SimpleNamespace(model=model, diffusion=diffusion, autocast=autocast, device=device, size=size, mask=mask,
-                           painted=painted, image=image, settings=cfg["diffusion"], guidance=cfg["sample"]["guidance"],
-                           steps=min(20, diffusion.T))
+                           painted=painted, image=image, settings=cfg["diffusion"], steps=min(20, diffusion.T),
+                           guidance=cfg["sample"]["guidance"] if model.num_classes else 0.0)
 
 
 def generate(run, seeds, sampler, steps, guidance, observe=lambda *state: None):
@@ -183,37 +184,29 @@ def draw_samplers(run):
 
 
 def read_shapes(run):
-    """Shapes (C, H, W) in one pass: {part of the network: [what enters it, ...]} and {part: what leaves it}."""
-    entering, leaving, hooks = {}, {}, []
+    """{box: shape (C, H, W)} of what enters and leaves the parts of the network, as hooks see it in one pass."""
+    shapes, hooks = {"t": ()}, []
     for name, part in run.model.named_children():
-        if not list(part.parameters()):
-            continue  # no attention: nn.Identity
+        if list(part.parameters()):  # not of the nn.Identity where there is no attention
+            def note(part, entering, leaving, name=name):
+                shapes[name] = leaving.shape[1:]
+                shapes.update((box, x.shape[1:]) for box, x in zip(ENTERING.get(name, ()), entering))
 
-        def note(part, inputs, out, name=name):
-            entering[name], leaving[name] = [tuple(x.shape[1:]) for x in inputs], tuple(out.shape[1:])
-
-        hooks.append(part.register_forward_hook(note))
+            hooks.append(part.register_forward_hook(note))
     with torch.no_grad():
         run.model(torch.zeros(1, 3, *run.size, device=run.device), torch.zeros(1, device=run.device), run.mask)
     for hook in hooks:
         hook.remove()
-    return entering, leaving
+    return shapes
 
 
 def draw_network(run):
     """eps_theta(x_t, t, c), the U-Net of unet.py (Bozsó 2023, section 4.2): every shape is from read_shapes()."""
-    entering, leaving = read_shapes(run)
-    shapes = leaving | {"x_t": entering["image_stem"][0]}
-    shapes["x1"], shapes["time_embedding"] = entering["down1"]
-    boxes = {name: list(box) for name, box in BOXES.items()}
+    shapes = read_shapes(run)
+    boxes = {name: list(box) for name, box in BOXES.items() if name in shapes}
     boxes["out"][3] += f": {run.diffusion.prediction}"
-    paths = PATHS
-    if run.mask is None:
-        del boxes["mask"], boxes["mask_stem"]
-        boxes["x1"][3] = "the image"
-        paths = PATHS[1:]
-    else:
-        shapes["mask"] = entering["mask_stem"][0]
+    if run.mask is not None:
+        boxes["x1"][3] += " + mask"
     if "attention1" in shapes:
         boxes["down3"][3] += ",\nattention1"
         boxes["up1"][3] += ",\nattention2"
@@ -221,7 +214,7 @@ def draw_network(run):
     image = Image.new("RGB", (2000, 1130), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(28)
     middle = {name: (200 + 400 * column, 110 + 230 * row) for name, (column, row, *_) in boxes.items()}
-    for start, end in (arrow for path in paths for arrow in pairwise(path.split())):
+    for start, end in (arrow for path in PATHS for arrow in pairwise(path.split()) if arrow[0] in boxes):
         (x0, y0), (x1, y1) = middle[start], middle[end]
         down = (y1 > y0) - (y1 < y0)  # 1 down, -1 up, 0 to the right
         tip, angle = ((x1, y1 - 92 * down), 90 + 90 * down) if down else ((x1 - 182, y1), 270)
@@ -231,7 +224,7 @@ def draw_network(run):
             pen.text((x0 + 400, y0 - 10), "skip connection", "black", font, anchor="ms")
     for name, (_, _, fill, what) in boxes.items():
         x, y = middle[name]
-        text = f"{name}\n{what}\n" + " x ".join(map(str, shapes.get(name, ())))
+        text = f"{name}\n{what}\n" + " x ".join(map(str, shapes[name]))
         pen.rounded_rectangle([x - 170, y - 80, x + 170, y + 80], 16, fill, "black", 3)
         pen.multiline_text((x, y), text.strip(), "black", font, anchor="mm", align="center")
         if name.startswith(("down", "up")):
