@@ -10,7 +10,7 @@ and width 32 takes about 4 minutes on two cores, nearly all of it for the 1000 s
 """
 
 import argparse
-from itertools import pairwise
+from itertools import chain, pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -159,7 +159,7 @@ def draw_reverse(run):
 
 
 def draw_guidance(run):
-    """eps = eps_u + w (eps_c - eps_u) (Ho and Salimans 2022, with w counted from 0), from the same noise."""
+    """eps = eps_u + w (eps_c - eps_u) (Ho and Salimans 2022, whose w is ours minus 1), from the same noise."""
     images = [generate(run, SEEDS, "dpm_solver", run.steps, w)[0] for w in (0, 1, 2, 5)]
     titles = ["mask", "w = 0\nwithout mask", "w = 1\nwith mask", "w = 2\nbeyond it", "w = 5\nfar beyond it"]
     return grid([[run.painted, *row] for row in zip(*images)], titles, [f"seed {seed}" for seed in SEEDS],
@@ -214,7 +214,9 @@ def draw_network(run):
     image = Image.new("RGB", (2000, 1130), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(28)
     middle = {name: (200 + 400 * column, 110 + 230 * row) for name, (column, row, *_) in boxes.items()}
-    for start, end in (arrow for path in PATHS for arrow in pairwise(path.split()) if arrow[0] in boxes):
+    for start, end in chain.from_iterable(pairwise(path.split()) for path in PATHS):
+        if start not in boxes:
+            continue
         (x0, y0), (x1, y1) = middle[start], middle[end]
         down = (y1 > y0) - (y1 < y0)  # 1 down, -1 up, 0 to the right
         tip, angle = ((x1, y1 - 92 * down), 90 + 90 * down) if down else ((x1 - 182, y1), 270)
