@@ -19,7 +19,7 @@ import torch
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
-from checkpoint import build, load_checkpoint, pick_device
+from checkpoint import build, load_checkpoint, pick_device, pick_precision
 from config import command
 from data.toy.prepare import scene
 from dataset import contact_sheet, fit, read_image, to_uint8
@@ -46,8 +46,7 @@ def load(args):
     """What the images are drawn from: the network with its averaged weights, the diffusion, a mask, and a scene."""
     state = load_checkpoint(args.checkpoint)
     cfg, device = state["config"], pick_device("auto")
-    if cfg["train"]["precision"] == "fp16" and device.type != "cuda":
-        cfg["train"]["precision"] = "fp32"  # only CUDA is fast in fp16
+    cfg["train"]["precision"] = pick_precision(cfg["sample"]["precision"], device)
     colorbook = Colorbook(state["colorbook"], source=state["path"])
     model, diffusion, autocast = build(cfg, len(colorbook), device)
     model.load_state_dict(state["ema"])

@@ -51,7 +51,8 @@ def cells(path, rows, columns):
 
 @pytest.mark.parametrize("settings", [
     {"diffusion__prediction": "eps", "model__attention": True}, {"diffusion__prediction": "v", "diffusion__T": 2},
-    {"diffusion__schedule": "nichol", "diffusion__T": 40, "train__precision": "bf16", "data__size": [24, 16]}], ids=str)
+    {"diffusion__schedule": "nichol", "diffusion__T": 40, "sample__precision": "bf16", "data__size": [24, 16]},
+], ids=str)
 def test_every_kind_of_checkpoint_is_drawn(draw, settings):
     """Either prediction, any size, schedule, precision and T, with attention or without: all six images are written."""
     out, printed = draw(**settings)
