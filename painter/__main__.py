@@ -13,6 +13,7 @@ import argparse
 import base64
 import io
 import json
+import re
 import shlex
 import tempfile
 import threading
@@ -20,7 +21,6 @@ import time
 import traceback
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
 from urllib.parse import urlsplit
@@ -63,11 +63,11 @@ class Refused(Exception):
 class Drawing:
     """The images that one press of the button asks for, and how far they are."""
 
-    def __init__(self, number, ids, s):
-        """number counts the drawings of this server; ids (H, W) uint8 is the canvas; s are the settings."""
-        self.number, self.ids, self.s = number, ids, s
+    def __init__(self, number, s):
+        """number is that of the painting, s the settings; s["mask"] is its file."""
+        self.number, self.s, self.painting = number, s, Path(s["mask"]).name
         self.state = "waiting"  # then working, then done, failed or cancelled
-        self.message, self.painting, self.command, self.files = "", "", "", []
+        self.message, self.files = "", []
         self.preview, self.image_steps, self.started, self.seconds = None, 0, 0.0, 0.0
         self.cancelled = threading.Event()
 
@@ -78,8 +78,8 @@ class Drawing:
         self.preview = to_uint8(x0)
         self.image_steps += len(x0)
 
-    def describe(self, seen, place):
-        """The state as JSON; `seen` is the image_steps of which the page has the previews already."""
+    def describe(self, place, seen):
+        """The state as a dict; `seen` is the image_steps of which the page has the previews already."""
         s, done, preview = self.s, self.image_steps, self.preview
         total = s["n"] * s["steps"]
         seconds = time.monotonic() - self.started if self.state == "working" else self.seconds
@@ -87,7 +87,7 @@ class Drawing:
         return {"number": self.number, "state": self.state, "message": self.message, "place": place,
                 "image_steps": done, "progress": min(1.0, done / total), "seconds": seconds,
                 "seconds_left": seconds / done * max(0, total - done) if done else None,
-                "painting": self.painting, "files": list(self.files), "command": self.command,
+                "painting": self.painting, "files": list(self.files),
                 "previews": [png_url(image) for image in preview] if new_previews else [],
                 **{key: s[key] for key in SETTINGS_OF_A_DRAWING}}
 
@@ -155,17 +155,18 @@ class Studio:
         with self.changed:
             if len(self.waiting) >= MOST_WAITING:
                 raise Refused(503, f"{MOST_WAITING} drawings are waiting: cancel one, or wait for one")
-            drawing = Drawing(max(self.drawings, default=0) + 1, ids, s)
-            self.drawings[drawing.number] = drawing
-            for number in list(self.drawings)[:-MOST_LISTED]:
-                del self.drawings[number]
+            number, s["mask"] = self.save_painting(ids)
+            drawing = self.drawings[number] = Drawing(number, s)
+            for finished in list(self.drawings)[:-MOST_LISTED]:
+                del self.drawings[finished]
             self.waiting.append(drawing)
             self.changed.notify()
         return self.describe(drawing)
 
     def describe(self, drawing, seen=None):
-        place = self.waiting.index(drawing) + 1 if drawing in self.waiting else 0
-        return drawing.describe(seen, place)
+        with self.changed:
+            place = self.waiting.index(drawing) + 1 if drawing in self.waiting else 0
+            return drawing.describe(place, seen) | {"command": sample_command(self.args, drawing.s)}
 
     def find(self, number):
         if not number.isdecimal() or int(number[:9]) not in self.drawings:
@@ -236,14 +237,12 @@ class Studio:
                 traceback.print_exc()
                 state, drawing.message = "failed", str(error) or type(error).__name__
             drawing.seconds = time.monotonic() - drawing.started
-            drawing.state, drawing.preview, drawing.ids = state, None, None
+            drawing.state, drawing.preview = state, None
 
     def draw(self, drawing):
-        """Save the mask, make its images as sample.py does, and save each with its settings."""
-        path = self.save_painting(drawing.ids)
-        drawing.painting, s = path.name, drawing.s | {"mask": str(path)}
-        drawing.command = sample_command(self.args, s)
-        masks = read_masks(path, self.colorbook, self.size)
+        """Make the images of the saved mask as sample.py does, and save each with its settings."""
+        s = drawing.s
+        masks = read_masks(s["mask"], self.colorbook, self.size)
         jobs = plan(self.state, s, masks, None)
         for batch, images in sample_jobs(jobs, masks, self.model, self.diffusion, s, self.autocast, show=False,
                                          observe=drawing.observe):
@@ -252,13 +251,13 @@ class Studio:
                 drawing.files.append(file_of(job, self.out).name)
 
     def save_painting(self, ids):
-        """Write the mask as painting_0001.png, or with the first number that no file of the folder has."""
-        taken = {path.name.split("_")[1].split(".")[0] for path in self.out.glob("painting_*")}
-        number = next(number for number in map("{:04d}".format, count(1)) if number not in taken)
-        path = self.out / f"painting_{number}.png"
+        """Write the mask as painting_0001.png, or with the number after the last one of the folder: number, path."""
+        found = [re.match(r"painting_(\d+)", path.name) for path in self.out.glob("painting_*")]
+        number = max([0, *self.drawings, *(int(match[1]) for match in found if match)]) + 1
+        path = self.out / f"painting_{number:04d}.png"
         with open(path, "xb") as file:
             save_mask(ids, file, self.colorbook)
-        return path
+        return number, str(path)
 
 
 def sample_arguments(args, **given):
@@ -339,7 +338,7 @@ class Handler(BaseHTTPRequestHandler):
         if origin not in (None, f"http://{hosts[0]}") or site not in ("none", "same-origin"):
             raise Refused(403, f"the page {origin} is not ours")
 
-    def body(self):
+    def read_body(self):
         length = self.headers.get("Content-Length", "")
         if not length.isdecimal():
             raise Refused(411, "expected a Content-Length")
@@ -350,9 +349,9 @@ class Handler(BaseHTTPRequestHandler):
             raise ValueError("the request was cut off")
         return body
 
-    def request(self):
+    def read_json(self):
         """The body as a dict."""
-        request = json.loads(self.body())
+        request = json.loads(self.read_body())
         if not isinstance(request, dict):
             raise ValueError("expected a JSON object")
         return request
@@ -388,18 +387,18 @@ class Handler(BaseHTTPRequestHandler):
         return "image/png", (studio.out / rest).read_bytes()
 
     def post_draw(self, rest):
-        return as_json(self.server.studio.ask(self.request()))
+        return as_json(self.server.studio.ask(self.read_json()))
 
     def post_cancel(self, rest):
         return as_json(self.server.studio.cancel(rest))
 
     def post_read(self, rest):
-        return as_json(self.server.studio.read_upload(self.body()))
+        return as_json(self.server.studio.read_upload(self.read_body()))
 
     def post_mask(self, rest):
         studio, png = self.server.studio, io.BytesIO()
         png.name = "mask.png"  # from which Pillow takes the format
-        save_mask(studio.ids_of(self.request().get("mask")), png, studio.colorbook)
+        save_mask(studio.ids_of(self.read_json().get("mask")), png, studio.colorbook)
         return "image/png", png.getvalue()
 
 
