@@ -53,7 +53,8 @@ def serve(tmp_path):
     running = []
 
     def start(checkpoint=None, **given):
-        studio = painter.Studio(arguments(checkpoint or make_checkpoint(tmp_path / "net.pt"), tmp_path / "out", **given))
+        checkpoint = checkpoint or make_checkpoint(tmp_path / "net.pt")
+        studio = painter.Studio(arguments(checkpoint, tmp_path / "out", **given))
         server = painter.start_server(studio, 0)
         threading.Thread(target=server.serve_forever, args=[.05]).start()
         running.append(server)
@@ -168,7 +169,7 @@ def test_the_command_line_gives_the_same_files(serve, tmp_path, monkeypatch, opt
 
 
 def test_the_painting_is_the_mask_that_was_sent(serve, tmp_path):
-    """A drawing leaves its mask as a palette PNG of exactly the ids that were sent; the next one gets the next number."""
+    """A drawing leaves its mask as a palette PNG of exactly the ids that were sent; the next has the next number."""
     page, ids = serve(), painted()
     assert [page.finished(page.draw(ids)["number"])["painting"] for _ in range(2)] == [
         "painting_0001.png", "painting_0002.png"]
@@ -277,7 +278,7 @@ def test_files_that_are_no_masks(serve, tmp_path, capsys):
     page = serve()
     rng = np.random.default_rng(0)
     photo = png_bytes(Image.fromarray(rng.integers(0, 255, (40, 60, 3), np.uint8)))
-    for body, words in ((photo, "in no class"), (photo[:200], "not readable"), (b"hello", "not readable"), (b"", "not readable")):
+    for body, words in ((photo, "in no class"), (photo[:200], "not readable"), (b"hello", "(5 bytes)"), (b"", "(0 b")):
         status, _, text = page.ask("POST", "/read", body)
         assert status == 400 and words in text.decode() and text.startswith(b"the file")
         assert str(tmp_path).encode() not in text.split(b"masks.py --colorbook")[0]
