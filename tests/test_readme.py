@@ -126,7 +126,7 @@ def test_the_reading_order_names_every_file():
 
 
 def quotations():
-    """[(file, function, line)] of every line of code in the section on how it works; the comment above names the place."""
+    """[(file, function, line)] of all quoted code that tells how it works; the comment above a line names its place."""
     section, found = README.split("## How it works\n")[1].split("\n## ")[0], []
     for fence in re.findall(r"^```python\n(.*?)^```", section, re.M | re.S):
         for line in fence.splitlines():
