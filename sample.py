@@ -268,7 +268,7 @@ def run(args):
           f"by side in {out / 'sheet.png'}")
 
 
-def main():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mask", help="a mask file, or a folder of them")
     parser.add_argument("--unconditional", type=int, metavar="N", help="N images without a mask")
@@ -283,7 +283,11 @@ def main():
     parser.add_argument("--resume", action="store_true", help="skip the images that are there with the same settings")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"])
     add_config_arguments(parser)
-    command(run, parser.parse_args())
+    return parser
+
+
+def main():
+    command(run, make_parser().parse_args())
 
 
 if __name__ == "__main__":

@@ -22,7 +22,6 @@ import traceback
 import webbrowser
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from types import SimpleNamespace
 from urllib.parse import urlsplit
 
 import numpy as np
@@ -32,7 +31,7 @@ from config import PROJECT, SETTINGS, add_config_arguments, checked, command
 from data.toy.prepare import scene
 from dataset import fit, to_uint8
 from masks import UNLABELLED, Colorbook, check_ids, read_mask, save_mask
-from sample import file_of, load_network, plan, read_masks, resolve, sample_jobs, save
+from sample import file_of, load_network, make_parser, plan, read_masks, resolve, sample_jobs, save
 
 PAGE = Path(__file__).with_name("page.html")
 HAND_DRAWN = PROJECT.parent / "data" / "hand_drawn.png"
@@ -262,8 +261,7 @@ class Studio:
 
 def sample_arguments(args, **given):
     """The arguments of sample.py that belong to those of this program, and to a request."""
-    absent = dict.fromkeys(("n", "sampler", "steps", "guidance", "seed", "batch_size", "unconditional"))
-    return SimpleNamespace(**absent | vars(args) | {"mask": "painting"} | given)
+    return argparse.Namespace(**vars(make_parser().parse_args([])) | vars(args) | {"mask": "painting"} | given)
 
 
 def sample_command(args, s):
