@@ -213,7 +213,8 @@ def test_ladder_shows_every_preview(command, run, tmp_path, capsys):
     assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| 2", "| 4"]
     command(ladder, "--run", run, "--out", tmp_path / "ladder.png", "--weights", run / "checkpoint.pt")
     drawn = np.array(Image.open(tmp_path / "ladder.png"))  # its own weights make the last preview once more
-    assert np.array_equal(drawn[-height:], sheet[2 * height : 3 * height]) and len(drawn) == 5 * (height + ladder.CAPTION)
+    assert len(drawn) == 5 * (height + ladder.CAPTION)
+    assert np.array_equal(drawn[-height:], sheet[2 * height : 3 * height])
 
 
 # --------------------------------------------------------------------------------------------------- steps
