@@ -44,7 +44,7 @@ def make_checkpoint(path, classes=CLASSES, size=(16, 24), conditional=True):
 
 def arguments(checkpoint, out, **given):
     absent = {"config": None, "preset": None, "set": [], "device": "cpu"}
-    return SimpleNamespace(**absent | {"checkpoint": str(checkpoint), "out": str(out)} | given)
+    return SimpleNamespace(**absent | {"checkpoint": checkpoint and str(checkpoint), "out": str(out)} | given)
 
 
 @pytest.fixture
@@ -452,6 +452,15 @@ def test_the_page_loads_nothing_from_elsewhere(refusing):
 
 
 # ---------------------------------------------------------------------------------------------------- the program
+
+
+def test_a_fresh_clone(tmp_path, monkeypatch):
+    """Without a run and a checkpoint that is named, it paints with the weights that come with the project."""
+    monkeypatch.chdir(tmp_path)
+    studio = painter.Studio(arguments(None, "out"))
+    studio.close()
+    model = studio.model_of()
+    assert Path(model["checkpoint"]) == sample.TOY_WEIGHTS and model["examples"] and len(model["classes"]) == 19
 
 
 def test_a_network_without_masks(tmp_path):

@@ -153,13 +153,15 @@ class Page:
     def status(self):
         return self.find("status").text
 
-    def drop(self, data, name, kind="image/png"):
-        """Drop a file of these bytes onto the page."""
-        self.run("""const bytes = Uint8Array.from(atob(arguments[0]), c => c.charCodeAt(0));
-                    const transfer = new DataTransfer();
-                    transfer.items.add(new File([bytes], arguments[1], {type: arguments[2]}));
+    def drop(self, **files):
+        """Drop files, {stem: bytes of a PNG}, onto the page."""
+        self.run("""const transfer = new DataTransfer();
+                    for (const [stem, data] of Object.entries(arguments[0])) {
+                      const bytes = Uint8Array.from(atob(data), c => c.charCodeAt(0));
+                      transfer.items.add(new File([bytes], `${stem}.png`, {type: 'image/png'}));
+                    }
                     document.body.dispatchEvent(new DragEvent('drop', {dataTransfer: transfer, bubbles: true}))""",
-                 base64.b64encode(data).decode(), name, kind)
+                 {stem: base64.b64encode(data).decode() for stem, data in files.items()})
 
 
 def capsule(a, b, size):
@@ -425,7 +427,7 @@ def test_a_dropped_mask(page):
     """A palette PNG that is dropped is the mask, exactly."""
     image = Image.fromarray(a_mask())
     image.putpalette(BOOK.palette.tobytes())
-    page.drop(png_bytes(image), "mine.png")
+    page.drop(mine=png_bytes(image))
     page.wait(lambda: "mine.png" in page.status())
     assert (page.ids() == a_mask()).all()
     page.command("z")
@@ -437,18 +439,20 @@ def refused(page):
             "(Bad Request)"]
 
 
-def test_a_dropped_photograph(page):
+def test_a_dropped_photograph_and_its_mask(page):
     """A photograph lies beneath, its centre in the ratio of the mask, with a slider for the mask over it."""
     photo = np.zeros((100, 300, 3), np.uint8)
     photo[:, 100:200, 0], photo[:, :100, 1] = np.arange(100, 200), np.arange(150, 250)
-    page.drop(png_bytes(Image.fromarray(photo), "jpeg"), "street.jpg", "image/jpeg")
-    page.wait(lambda: "beneath" in page.status())
+    mask = Image.fromarray(a_mask())
+    mask.putpalette(BOOK.palette.tobytes())
+    page.drop(street=png_bytes(Image.fromarray(photo), "jpeg"), its_mask=png_bytes(mask))
+    page.wait(lambda: "its_mask.png" in page.status() and page.find("photo").is_displayed())
     red, green = page.run("""const photo = document.getElementById('photo').getContext('2d');
                              return [...photo.getImageData(256, 256, 1, 1).data].slice(0, 2)""")
     assert abs(red - 150) < 8 and green < 12
     page.set("opacity", 30)
     assert page.run("return getComputedStyle(document.getElementById('mask')).opacity") == "0.3"
-    assert (page.ids() == NONE).all()
+    assert (page.ids() == a_mask()).all()
     page.click("no-photo")
     assert not page.find("photo").is_displayed() and not page.find("opacity").is_displayed()
     page.expected = refused(page)
@@ -460,7 +464,7 @@ def test_a_broken_file(page, data):
     page.choose("Rectangle", "car")
     page.drag((50, 50), (300, 200))
     before = page.ids()
-    page.drop(data, "broken.png")
+    page.drop(broken=data)
     page.wait(lambda: page.status().startswith("broken.png"))
     assert "not readable" in page.status() and "bad" in page.find("status").get_attribute("class")
     assert (page.ids() == before).all()
