@@ -39,7 +39,7 @@ CANVAS = 512  # pixels of the longer side of the canvas, about: a whole multiple
 MOST_IMAGES, MOST_WAITING, MOST_LISTED = 16, 8, 100  # images of a drawing, drawings in the queue, drawings remembered
 MOST_BYTES = 32 * 2**20  # of a request
 LARGEST_SCENE = 1024  # pixels of the longer side of a toy scene, which is drawn four times larger
-SETTINGS_OF_A_DRAWING = ("n", "guidance", "steps", "sampler", "seed")
+DRAWING_SETTINGS = ("n", "guidance", "steps", "sampler", "seed")
 HEADERS = {  # the page loads nothing from elsewhere, and no other page may show or read it
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
                                "img-src 'self' data: blob:; connect-src 'self'; base-uri 'none'; form-action 'none'; "
@@ -88,7 +88,7 @@ class Drawing:
                 "seconds_left": seconds / done * max(0, total - done) if done else None,
                 "painting": self.painting, "files": list(self.files),
                 "previews": [png_url(image) for image in preview] if new_previews else [],
-                **{key: s[key] for key in SETTINGS_OF_A_DRAWING}}
+                **{key: s[key] for key in DRAWING_SETTINGS}}
 
 
 class Studio:
@@ -122,10 +122,10 @@ class Studio:
 
     # ------------------------------------------------------------------------------------ what the page asks for
 
-    def model_of(self):
+    def describe_model(self):
         """What the page has to know: classes, sizes, the settings to begin with, limits."""
         s = self.settings
-        shown = {key: min(s[key], MOST_IMAGES) if key == "n" else s[key] for key in SETTINGS_OF_A_DRAWING}
+        shown = {key: min(s[key], MOST_IMAGES) if key == "n" else s[key] for key in DRAWING_SETTINGS}
         return {"classes": [{"name": name, "rgb": rgb} for name, rgb in self.colorbook.classes.items()],
                 "unlabelled": UNLABELLED, "size": self.size, "canvas": self.canvas, "settings": shown,
                 "samplers": SETTINGS["sample.sampler"][1].removeprefix("one of ").split(", "),
@@ -140,7 +140,7 @@ class Studio:
         request: "mask", the ids of the canvas as base64, and any of n, guidance, steps, sampler and seed. ValueError
         for anything else.
         """
-        unknown = request.keys() - {"mask", *SETTINGS_OF_A_DRAWING}
+        unknown = request.keys() - {"mask", *DRAWING_SETTINGS}
         if unknown:
             raise ValueError(f"a drawing has no {', '.join(sorted(unknown))}")
         given = {key: checked(f"sample.{key}", request[key], "the page") for key in request.keys() - {"mask"}}
@@ -168,9 +168,10 @@ class Studio:
             return drawing.describe(place, seen) | {"command": sample_command(self.args, drawing.s)}
 
     def find(self, number):
-        if not number.isdecimal() or int(number[:9]) not in self.drawings:
+        drawing = self.drawings.get(int(number)) if number.isdecimal() and len(number) < 10 else None
+        if drawing is None:
             raise Refused(404, f"there is no drawing {number:.20}")
-        return self.drawings[int(number[:9])]
+        return drawing
 
     def cancel(self, number):
         drawing = self.find(number)
@@ -245,6 +246,7 @@ class Studio:
         jobs = plan(self.state, s, masks, None)
         for batch, images in sample_jobs(jobs, masks, self.model, self.diffusion, s, self.autocast, show=False,
                                          observe=drawing.observe):
+            drawing.preview = None  # it was of these
             for job, image in zip(batch, images):
                 save(job, image, self.out)
                 drawing.files.append(file_of(job, self.out).name)
@@ -363,7 +365,7 @@ class Handler(BaseHTTPRequestHandler):
         return "text/html; charset=utf-8", PAGE.read_bytes()
 
     def get_model(self, rest):
-        return as_json(self.server.studio.model_of())
+        return as_json(self.server.studio.describe_model())
 
     def get_drawings(self, rest):
         studio = self.server.studio

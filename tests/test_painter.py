@@ -433,7 +433,7 @@ def test_no_other_file_is_read(refusing, path):
 def test_an_error_inside_is_answered(refusing, monkeypatch, capsys):
     """An error that nobody foresaw is status 500 with a traceback on the terminal, and the server goes on."""
     with monkeypatch.context() as patch:
-        patch.setattr(refusing.studio, "model_of", lambda: 1 / 0)
+        patch.setattr(refusing.studio, "describe_model", lambda: 1 / 0)
         status, _, text = refusing.ask("GET", "/model")
     assert status == 500 and b"ZeroDivisionError" in text and "Traceback" in capsys.readouterr().err
     assert refusing.alive()
@@ -459,7 +459,7 @@ def test_a_fresh_clone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     studio = painter.Studio(arguments(None, "out"))
     studio.close()
-    model = studio.model_of()
+    model = studio.describe_model()
     assert Path(model["checkpoint"]) == sample.TOY_WEIGHTS and model["examples"] and len(model["classes"]) == 19
 
 

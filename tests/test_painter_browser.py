@@ -60,7 +60,12 @@ def studio(tmp_path_factory):
     server = painter.start_server(studio, 0)
     threading.Thread(target=server.serve_forever, args=[.05]).start()
     studio.requests, real = [], studio.ask
-    studio.ask = lambda request: (studio.requests.append(request), real(request))[1]
+
+    def ask(request):
+        studio.requests.append(request)
+        return real(request)
+
+    studio.ask = ask
     studio.address = f"http://127.0.0.1:{server.server_port}"
     yield studio
     server.shutdown()
@@ -513,6 +518,9 @@ def test_small_windows_and_darkness(page, driver):
         driver.execute_cdp_cmd("Emulation.setDeviceMetricsOverride",
                                {"width": 360, "height": 740, "deviceScaleFactor": 2, "mobile": True})
         assert page.run("return document.documentElement.scrollWidth") == 360
+        page.open()
+        page.keys(Keys.SHIFT, "e")
+        assert page.run("return scrollY") == 0  # the list of classes has scrolled, not the page
         for id in ("stage", "tools", "palette", "draw", "results"):
             box = page.run("return document.getElementById(arguments[0]).getBoundingClientRect().toJSON()", id)
             assert box["x"] >= 0 and box["x"] + box["width"] <= 360 and box["height"] > 30
