@@ -89,7 +89,11 @@ def build(cfg, num_classes, device):
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
     model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
     half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(cfg["train"]["precision"])
-    return model, Diffusion(**cfg["diffusion"]).to(device), lambda: torch.autocast(device.type, half, half is not None)
+
+    def autocast():
+        return torch.autocast(device.type, half, enabled=half is not None)
+
+    return model, Diffusion(**cfg["diffusion"]).to(device), autocast
 
 
 # ------------------------------------------------------------------------------------------------------- save
@@ -151,7 +155,11 @@ def read_checkpoint(path):
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("format", FORMAT) > FORMAT:
             raise NewerFormat(f"{path}: format {state['format']} is newer, expected {FORMAT}: update the program")
-        state["config"] = load_config(base=state["config"])
+        own, state["config"] = flatten(state["config"]), load_config(base=state["config"])
+        network = [key for key in flatten(state["config"]) if key.startswith(("model.", "diffusion."))]
+        missing = [key for key in network if key not in own]
+        if missing:  # what makes the network is never guessed
+            raise ValueError(f"its config lacks {', '.join(missing)}")
         # do the weights fit? On the device "meta" a network has shapes alone
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in state["ema"], state.get("model", state["ema"]):

@@ -172,9 +172,10 @@ def load_config(path=None, preset=None, overrides=(), base=None):
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}, so the preset {name!r} is not used (--preset {name} would)")
         name = ""
-    middle = [(f"{PROJECT}, preset {name}", project_presets.get(name, {})), (path, file_settings)]
-    if preset:
-        middle.reverse()
+    project_preset = f"{PROJECT}, preset {name}", project_presets.get(name, {})
+    file_layer = path, file_settings
+    middle = [file_layer, project_preset] if preset else [project_preset, file_layer]
+    # without a file these are the project's once more, and its preset, last, wins
     layers = [(PROJECT, project), ("config", base), *middle, (f"{path}, preset {name}", file_presets.get(name, {}))]
     settings = {key: checked(key, value, where) for where, layer in layers for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()

@@ -238,7 +238,7 @@ def mean_of(values, counts):
 def mean_of_pairs(matrix, counts):
     """Means (R,) of matrix (n, n) over pairs of different images; copies of an image make no pair."""
     matrix = matrix - matrix.diag().diag()
-    return (counts @ matrix * counts).sum(1) / (counts.sum(1).square() - counts.square().sum(1))
+    return ((counts @ matrix) * counts).sum(1) / (counts.sum(1).square() - counts.square().sum(1))
 
 
 def frechet_distance(x, y, x_counts, y_counts):
@@ -260,7 +260,7 @@ def frechet_distance(x, y, x_counts, y_counts):
 def kernel_distance(x, y, x_counts, y_counts):
     """KID (Binkowski et al. 2018), unbiased, of features x (n, D) and y (m, D), for counts (R, n) and (R, m): (R,)."""
     xx, yy, xy = ((a @ b.T / x.shape[1] + 1) ** 3 for a, b in ((x, x), (y, y), (x, y)))
-    across = (x_counts @ xy * y_counts).sum(1) / (x_counts.sum(1) * y_counts.sum(1))
+    across = ((x_counts @ xy) * y_counts).sum(1) / (x_counts.sum(1) * y_counts.sum(1))
     return mean_of_pairs(xx, x_counts) + mean_of_pairs(yy, y_counts) - 2 * across
 
 
@@ -293,7 +293,8 @@ def measure_ssim(columns, counts, colorbook):
     """
     pairs = zip(columns["real"], tqdm(columns["generated"], desc="SSIM", unit="pair", leave=False))
     ssim = torch.tensor([structural_similarity(*pair, channel_axis=-1, **SSIM) for pair in pairs])
-    rows = ssim.argsort()[torch.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().long()]
+    rows = ssim.argsort()[torch.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().long()].numpy()
+    # class ids (H, W) are painted, images (H, W, 3) shown as they are
     shown = [[colorbook.paint(x) if x.ndim == 2 else x for x in column[rows]] for column in columns.values()]
     return {"SSIM": mean_of(ssim, counts)}, contact_sheet(list(zip(*shown)), list(columns))
 
@@ -328,15 +329,15 @@ def thumbnails(images):
     return small.flatten(1).double() / 3072**0.5
 
 
-def measure_diversity(x, y, real_index, counts):
+def measure_diversity(x, y, real_index, real_counts):
     """How different are the images of one mask? x (n, D) and y (m, D): thumbnails of real and generated images."""
     several = np.flatnonzero(np.bincount(real_index) > 1)
     if not len(several):
         return {}
     of_mask = torch.from_numpy(real_index == several[:, None]).double()  # a row per mask: 1 for its images
     within = mean_of_pairs(torch.cdist(y, y), of_mask)
-    return {"distance within a mask": mean_of(within, counts[0][:, several]),
-            "distance between real images": mean_of_pairs(torch.cdist(x, x), counts[0])}
+    return {"distance within a mask": mean_of(within, real_counts[:, several]),
+            "distance between real images": mean_of_pairs(torch.cdist(x, x), real_counts)}
 
 
 def measure_copies(x, y, generated, train, counts):
@@ -382,23 +383,25 @@ def evaluate(args):
 
     # the numbers, each with its draws: of pairs, of whole sets, of copies
     numbers, sheets = {}, {"at_a_glance.png": None, "nearest_training.png": None}
-    counts, x, y = resample(len(real), len(generated), real_index), thumbnails(real), thumbnails(generated)
+    counts = real_counts, generated_counts = resample(len(real), len(generated), real_index)
+    real_small, generated_small = thumbnails(real), thumbnails(generated)
     if stems:
         columns = {"mask": ids[real_index], "real": real[real_index], "generated": generated}
         if segment:
             in_real = in_batches(segment, real, "segmenter, real").numpy()[real_index]
             in_generated = in_batches(segment, generated, "segmenter, generated").numpy()
             columns |= {"seen in real": in_real, "seen in generated": in_generated}
-            numbers |= measure_masks(columns["mask"], in_real, in_generated, counts[1], pairs.colorbook.names)
-        ssim, sheets["at_a_glance.png"] = measure_ssim(columns, counts[1], pairs.colorbook)
-        numbers |= ssim | measure_diversity(x, y, real_index, counts)
+            numbers |= measure_masks(columns["mask"], in_real, in_generated, generated_counts, pairs.colorbook.names)
+        ssim, sheets["at_a_glance.png"] = measure_ssim(columns, generated_counts, pairs.colorbook)
+        numbers |= ssim | measure_diversity(real_small, generated_small, real_index, real_counts)
     if min(len(real), len(generated)) > 1:  # one image has no covariance
         if inception:
             numbers |= measure_inception(real, generated, counts, inception)
         if segment and segment.features:
             numbers |= measure_features(real, generated, train, counts, segment.features)
     if args.train:
-        copies, sheets["nearest_training.png"] = measure_copies(x, y, generated, train, counts)
+        copies, sheets["nearest_training.png"] = measure_copies(
+            real_small, generated_small, generated, train, counts)
         numbers |= copies
     write(out, numbers, sheets, {
         "n": f"{len(real)} real, {len(generated)} generated", "interval": INTERVAL, "warnings": warnings, "size": size,

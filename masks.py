@@ -147,8 +147,8 @@ def check_grey(values, colorbook, path):
 def read_colors(rgb, colorbook, path):
     """Colours (H, W, 3) uint8 to ids (H, W) uint8, and the share of pixels that were snapped. ValueError: unknown."""
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
-    for shade, near in ((0, 0), (255, REACH)):
-        if np.linalg.norm(colors - shade, axis=1).min() > near:  # no class is black, or nearly white
+    for shade, near in ((0, 0), (255, REACH)):  # unlabelled: black where no class is black, white where none is nearly
+        if np.linalg.norm(colors - shade, axis=1).min() > near:
             names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
     to_code = np.array([1 << 16, 1 << 8, 1], np.uint32)
     codes = rgb.astype(np.uint32) @ to_code  # 0xRRGGBB
@@ -212,7 +212,7 @@ def snap(rgb, colors):
     row, column = torch.arange(H)[:, None] // 8, torch.arange(W) // 8  # the square of each pixel
     blend = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
     index = (distances + (1000.0 * ~close_by)[:, row, column]).argmin(dim=0)  # 1000: farther than any color
-    index = torch.where(far | blend, index, nearest)
+    index = torch.where(far | blend, index, nearest)  # neither: a stroke in a color of its own
     unknown = far & (spread <= 2)
     if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are soft edges by chance: no unknown color
         is_photograph = (far & ~blend).float().mean() > 0.25

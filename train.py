@@ -63,8 +63,8 @@ def validate(model, diffusion, pairs, count, batch_size, device, autocast):
         x0, mask = unpack(pairs.planes[chosen[part]].to(device), model.num_classes)
         eps = noise_like_seeds(part.tolist(), x0.shape[1:], device)()
         with autocast():
-            both = diffusion.errors(model, x0, mask, t[part].to(device), eps)
-        errors.append(torch.stack(both))
+            error, eps_error = diffusion.errors(model, x0, mask, t[part].to(device), eps)
+        errors.append(torch.stack([error, eps_error]))
     error, eps_error = torch.cat(errors, dim=1).cpu()
     quarters = [error[t * 4 // diffusion.T == quarter].mean().item() for quarter in range(4)]
     return error.mean().item(), quarters, eps_error.mean().item()
@@ -84,7 +84,7 @@ def preview(model, diffusion, pairs, cfg, device, autocast):
     planes = pairs.planes[chosen]
     _, mask = unpack(planes.to(device), model.num_classes)
     with autocast():
-        eps_fn = guided_eps(model, diffusion, mask, cfg["sample"]["guidance"])
+        eps_fn = guided_eps(model, diffusion, mask, cfg["sample"]["guidance"], cfg["sample"]["guidance_interval"])
         noise = noise_like_seeds(range(len(chosen)), (3, *planes.shape[2:]), device)
         images = sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", min(20, diffusion.T))
     masks = [pairs.colorbook.paint(pair[3]) for pair in planes.numpy()]
@@ -204,7 +204,7 @@ def read_data(cfg, rank, ranks, dry_run):
         print(f"the toy scenes would be drawn first, to {root}")
         return None, None
     if rank:
-        dist.barrier()  # until the first process, at its own barrier below, has drawn and read the data
+        dist.barrier()  # the first process reads first; the others go on when it reaches its barrier below
     elif draw:
         from data.toy.prepare import prepare
         prepare(root, size=tuple(d["size"]))
@@ -215,9 +215,10 @@ def read_data(cfg, rank, ranks, dry_run):
 
 
 def train_step(net, num_classes, diffusion, optimizer, scaler, autocast, c, planes, drawn):
-    """One step of the optimiser on the planes of a batch and what Diffusion.draw() drew for it, in micro-batches.
+    """One step of the optimiser on the planes (B, 4, H, W) uint8 of a batch, RGB and class ids, in micro-batches.
 
-    c is the config's train part. Returns the mean loss and the norm of the gradient before clipping, on the device.
+    drawn is what Diffusion.draw() drew for the batch, c the config's train part. Returns the mean loss and the norm of
+    the gradient before clipping, on the device.
     """
     optimizer.zero_grad()
     mean_loss = 0
@@ -237,7 +238,8 @@ def train_step(net, num_classes, diffusion, optimizer, scaler, autocast, c, plan
 def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume):
     """Optimiser steps, EMA, and now and then a row of the log, previews and a checkpoint.
 
-    seconds counts all time, over restarts too; busy only that of optimiser steps since the last row of the log.
+    seconds counts all time, over restarts too; busy only that of optimiser steps since the last row of the log: without
+    validation, previews and saving, the last of which ended at `tick`.
     """
     d, c, out = cfg["data"], cfg["train"], Path(cfg["out"])
     path, log = out / "checkpoint.pt", out / "log.csv"

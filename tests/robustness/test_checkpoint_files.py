@@ -182,7 +182,9 @@ CHANGES = {
     "half a step": ({"step": 1.5}, ["step", "1.5"]),
     "config is a text": ({"config": "x"}, []), "weights are a text": ({"ema": "x"}, []),
     "weights are a list": ({"ema": [1]}, []), "colorbook is a list": ({"colorbook": [[1, 2, 3]]}, []),
-    "part missing": ({"config__model": None}, ["size mismatch"]),
+    "part missing": ({"config__model": None}, [
+        "lacks", "model.attention", "model.conditional", "model.emb_dim", "model.hidden_dim"]),
+    "key missing": ({"config__diffusion__prediction": None}, ["lacks diffusion.prediction"]),
     "value": ({"config__diffusion__T": "x"}, ["config", "diffusion.T is 'x'", "whole number"]),
     "betas": ({"config__diffusion__beta_start": 0.5}, ["beta_start <= beta_end"]),
     "odd": ({"config__model__hidden_dim": 5}, ["even"]),
