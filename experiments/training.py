@@ -11,6 +11,7 @@ import copy
 import csv
 import io
 import math
+import os
 import time
 import zipfile
 from pathlib import Path
@@ -97,7 +98,9 @@ def fit(model, loss, load_batches, c, path, device, about, validate=None, previe
         random_state(device, state["rng"])
 
     sums, summed = torch.zeros(2, device=device), 0  # of loss and gradient norm, since the last row of the log
-    with locked(path.parent), stop_signals() as stop, tqdm(total=c["steps"], initial=step, desc=path.stem) as bar:
+    bar = tqdm(total=c["steps"], initial=step, desc=path.stem, unit="step", dynamic_ncols=True,
+               mininterval=0.5 if os.isatty(2) else 30)
+    with locked(path.parent), stop_signals() as stop, bar:
         loader = load_batches(step * batch_size)
         over = step >= c["steps"] or state["seconds"] >= 60 * minutes
         while not over:
