@@ -43,7 +43,7 @@ from sample import draw_sheet, file_of, plan, read_masks, sample_jobs, save, set
 from train import read_data
 from unet import UNet
 
-S0 = [0.02, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6]  # the seed, at 512x256, had seven from 0.0005 to 0.0035
+S0 = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # the seed, at 512x256, had seven from 0.0005 to 0.0035
 
 # ------------------------------------------------------------------------------------------------------ training
 
