@@ -2,7 +2,8 @@
 
     python -m experiments.score_digits --data ../shared/data/mnist        a folder with MNIST's files: 60 minutes
     python -m experiments.score_digits                                    downloaded by torchvision, to data/mnist
-    python -m experiments.score_digits --data ... --minutes 0.5 --n 2 --steps 50 --run runs/digits_toy     5 minutes
+    python -m experiments.score_digits --data ... --minutes 1.5 --n 2 --steps 50 --scales 0,1,10 --run runs/digits_toy
+                                                                          5 minutes
 
 Trains three networks (a score network and a wide residual classifier of noisy digits on 60 % of the digits, a judge of
 clean ones on 30 % that these never saw), then samples each digit at every scale of the classifier's gradient: how many
@@ -118,12 +119,12 @@ class WideBlock(nn.Module):
 
 
 class WideResNet(nn.Sequential):
-    """Digit and noise level (B, 2, 32, 32) to logits (B, 10): 16 channels, then 16, 32 and 64 times `widen`."""
+    """Digit and noise level (B, 2, 32, 32) to logits (B, 10): 16, 32 and 64 channels, times `widen`."""
 
     def __init__(self, widen=2):
         w = 16 * widen
         super().__init__(
-            nn.Conv2d(2, 16, 3, padding=1), WideBlock(16, w, 1), WideBlock(w, w, 1), WideBlock(w, 2 * w, 2),
+            nn.Conv2d(2, 16, 3, stride=2, padding=1), WideBlock(16, w, 1), WideBlock(w, w, 1), WideBlock(w, 2 * w, 2),
             WideBlock(2 * w, 2 * w, 1), WideBlock(2 * w, 4 * w, 2), WideBlock(4 * w, 4 * w, 1),
             nn.GroupNorm(8, 4 * w), nn.SiLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4 * w, 10))
 
@@ -187,7 +188,7 @@ def compare_gradients(score_fn, logits_fn, digits, smax, device):
 
 
 def run_study(args):
-    own = ["data.flip=0", f"data.size=[{SIZE},{SIZE}]", "train.batch_size=64", "train.steps=20000",
+    own = ["data.flip=0", f"data.size=[{SIZE},{SIZE}]", "train.batch_size=32", "train.steps=20000",
            "model.hidden_dim=16"]
     cfg = load_config(preset="idd_lite", overrides=own + args.set)  # the preset has no training settings of its own
     device = pick_device(cfg["device"])

@@ -1,15 +1,17 @@
 """The other way to the same goal: an unconditional score model, steered by a segmenter that can see through noise.
 
     python -m experiments.score_sde smax --preset idd_lite                the largest distance of two training images
-    python -m experiments.score_sde train --preset idd_lite               the score network: 60 minutes
-    python -m experiments.score_sde train-segmenter --preset idd_lite     the segmenter of noisy images: 30 minutes
-    python -m experiments.score_sde sample --run runs/score_idd_lite --mask masks/ --s0 0.1,0.3     1.5 minutes an image
-    python -m experiments.score_sde evaluate --run runs/score_idd_lite --judge runs/judge/checkpoint.pt \\
-        --ddpm runs/idd_lite/checkpoint.pt                                the table over s0, beside DDPM: 12 hours
-    python -m experiments.score_sde precision --preset idd_lite --set train.steps=200     fp32 beside bf16: 6 minutes
+    python -m experiments.score_sde train --preset idd_lite               the score network: 40 minutes
+    python -m experiments.score_sde train-segmenter --preset idd_lite     the segmenter of noisy images: 15 minutes
+    python -m experiments.score_sde sample --run runs/score_idd_lite --mask masks/ --s0 1,2     7 seconds an image
+    python -m experiments.score_sde evaluate --run runs/score_idd_lite --root data/idd_lite/prepared \\
+        --judge runs/judge/checkpoint.pt --ddpm runs/idd_lite/checkpoint.pt                     75 minutes
+    python -m experiments.score_sde precision --preset idd_lite --set train.steps=200           6 minutes
 
 Minutes are those of two CPU cores with bf16, for IDD-Lite at 64x64. Without --preset all of it is the toy's. A run is
-a folder, runs/score_<name of the data>; Ctrl-C loses nothing: the same command goes on.
+a folder, runs/score_<name of the data>, with score.pt, segmenter.pt, logs, previews, levels.json (what the segmenter
+sees at 41 noise levels) and evaluation/ (a table over s0, DDPM beside it). Ctrl-C loses nothing: the same command goes
+on. Training takes the settings of config.yaml, by --preset and --set as train.py does; equal time by --minutes.
 
 Follows "score-based semantic synthesis" (seed 001), whose sections and equations the numbers here are: images x in
 [0, 1] are drowned in noise, x(t) = x(0) + sigma(t) z, the VE-SDE. A network learns the score, the gradient of
@@ -19,6 +21,7 @@ log p_t(x); a segmenter trained on noisy images adds that of log p(y | x), for a
 import argparse
 import json
 import math
+import tempfile
 import time
 from pathlib import Path
 
@@ -31,7 +34,7 @@ from tqdm import tqdm
 from benchmarks.timing import machine, peak_memory, table
 from checkpoint import build, load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
-from dataset import Pairs, batches, contact_sheet, list_files, read_image, to_uint8
+from dataset import Pairs, batches, contact_sheet, read_image, to_uint8
 from ddpm import noise_like_seeds
 from evaluate import confusion_matrix, scores
 from experiments.ablation import run_program
@@ -43,6 +46,9 @@ from sample import draw_sheet, file_of, plan, read_masks, sample_jobs, save, set
 from train import read_data
 from unet import UNet
 
+NUMBERS = {"share of mean IoU": "share of the ceiling: mean IoU",  # columns of the table, and what evaluate.py calls them
+           "share of accuracy": "share of the ceiling: pixel accuracy",
+           "SSIM": "SSIM", "Frechet distance": "Frechet distance, segmenter features"}
 S0 = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # the seed, at 512x256, had seven from 0.0005 to 0.0035
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -128,15 +134,16 @@ def load_batches(cfg, pairs, device):
 @torch.no_grad()
 def accuracy_by_level(net, pairs, about, device, levels=41):
     """[{"t", "pixel accuracy", "mean IoU"}] of a segmenter on pairs, for t evenly from 0 to highest (5.4.3)."""
-    rows, K = [], len(pairs.colorbook)
+    rows = []
     for t in tqdm(torch.linspace(0, about["highest"], levels).tolist(), "noise levels", leave=False):
         confusion = 0
         for i, planes in enumerate(pairs.planes.split(32)):
             images = to_images(planes)
             noise = noise_like_seeds(range(32 * i, 32 * i + len(planes)), images.shape[1:])()
             x = (images + sigma_at(t, about["smax"]) * noise).to(device)
-            logits = see_through_noise(net, x, torch.full((len(x),), t, device=device), about["smax"], about["encoding"])
-            confusion = confusion + confusion_matrix(planes[:, -1], logits.argmax(dim=1).cpu(), K)
+            t_each = torch.full((len(x),), t, device=device)
+            seen = see_through_noise(net, x, t_each, about["smax"], about["encoding"]).argmax(dim=1).cpu()
+            confusion = confusion + confusion_matrix(planes[:, -1], seen, len(pairs.colorbook))
         accuracy, mean_iou, _ = scores(confusion)
         rows.append({"t": t, "pixel accuracy": accuracy, "mean IoU": mean_iou})
     return rows
@@ -163,276 +170,273 @@ def draw_curves(curves, title):
 
 
 def load_networks(run, device):
-    """Of a run's folder: what the score network knows (its `about`), score_fn, logits_fn, and the checkpoints."""
-    states = [read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")]
-    about, about_segmenter = (state["about"] for state in states)
-    smax = about["smax"]
-    differs = [key for key in ("smax", "size", "classes") if about[key] != about_segmenter[key]]
-    if differs:
-        raise ValueError(f"{run}: score.pt and segmenter.pt were trained with another {', '.join(differs)}: train one anew")
-    nets = UNet(*about["network"]), NoisySegmenter(*about_segmenter["network"])
+    """Of a run's folder: score_fn, logits_fn, and the checkpoints of the score network and the segmenter."""
+    states = read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")
+    about, seen = (state["about"] for state in states)
+    differing = [key for key in ("smax", "size", "classes") if about[key] != seen[key]]
+    if differing:
+        raise ValueError(f"{run}: score.pt and segmenter.pt were trained with another {', '.join(differing)}: train "
+                         "one of them anew")
+    nets = UNet(*about["network"]), NoisySegmenter(*seen["network"])
     for net, state in zip(nets, states):
         net.load_state_dict(state["ema"])
         net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
     def logits_fn(x, sigma):
-        t = torch.full((len(x),), time_at(sigma, smax), device=device)
-        return see_through_noise(nets[1], x, t, smax, about_segmenter["encoding"])
+        t = torch.full((len(x),), time_at(sigma, about["smax"]), device=device)
+        return see_through_noise(nets[1], x, t, about["smax"], seen["encoding"])
 
-    return about, network_score(nets[0], smax, about["prediction"]), logits_fn, states
-
-
-def plan_jobs(run, states, masks, args, s0s):
-    """A dict for each image with all that it depends on, as sample.plan() has it; s0 takes the place of guidance."""
-    s = {"n": args.n, "seed": args.seed, "guidances": s0s, "guidance_interval": [0, T_HIGHEST], "sampler": args.sampler,
-         "steps": args.steps, "eta": 0.0, "precision": args.precision, "mask": args.mask}
-    score, segmenter = states
-    state = {"path": run / "score.pt", "step": score["step"], "ema": score["ema"]}
-    return [job | {"snr": args.snr, "segmenter_steps": segmenter["step"]} for job in plan(state, s, masks, None)]
+    return network_score(nets[0], about["smax"], about["prediction"]), logits_fn, states
 
 
-def sample_masks(run, masks, args, s0s, out, device):
-    """Write the images of masks {stem: ids}; those that are there with the same settings stay.
+def sample_masks(args, run, masks, s0s, out, device):
+    """Write the images of masks {stem: ids} at each s0, where they are not there with the same settings.
 
-    Returns the jobs of all of them, and {s0: seconds and network calls an image} of those that were made.
+    Returns the jobs of all of them, as sample.plan() has them, with s0 as the guidance; and {s0: {"seconds", "calls"}},
+    for an image, of those that were made.
     """
-    about, score_fn, logits_fn, states = load_networks(run, device)
-    jobs, costs = plan_jobs(run, states, masks, args, s0s), {}
-    calls = []
-
-    def counted(function):
-        return lambda x, sigma: (calls.append(len(x)), function(x, sigma))[1]
-
+    score_fn, logits_fn, (score, segmenter) = load_networks(run, device)
+    smax, size = score["about"]["smax"], score["about"]["size"]
+    settings = vars(args) | {"guidances": s0s, "guidance_interval": [0, T_HIGHEST], "eta": 0.0}
+    jobs = plan(score | {"path": run / "score.pt"}, settings, masks, None)
+    for job in jobs:
+        job |= {"snr": args.snr, "segmenter_steps": segmenter["step"]}
     out.mkdir(parents=True, exist_ok=True)
+    calls, costs = [], {}
+
+    def counted(network):
+        def call(x, sigma):
+            calls.append(len(x))
+            return network(x, sigma)
+        return call
+
     for s0 in s0s:
         todo = [job for job in jobs if job["guidance"] == s0 and settings_of(file_of(job, out)) != json.dumps(job)]
-        started, steps = time.monotonic(), args.steps + (args.sampler in ("langevin", "heun", "euler"))
-        bar = tqdm(total=len(todo) * steps, desc=f"{len(todo)} images, s0 = {s0:g}", unit="step")
-        calls.clear()
+        started = time.monotonic()
+        bar = tqdm(total=len(todo) * args.steps, desc=f"{len(todo)} images, s0 = {s0:g}", unit="step")
         for first in range(0, len(todo), args.batch_size):
             batch = todo[first: first + args.batch_size]
             ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch]).long().to(device)
-            noise = noise_like_seeds([job["seed"] for job in batch], (3, *about["size"]), device)
+            noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
+            steered = guided_score(counted(score_fn), counted(logits_fn), ids,
+                                   lambda sigma, s0=s0: scale_factor(time_at(sigma, smax), s0))
             with autocast(args.precision, device):
-                steered = guided_score(counted(score_fn), counted(logits_fn), ids,
-                                       lambda sigma: scale_factor(time_at(sigma, about["smax"]), s0))
-                x = draw_samples(steered, noise, about["smax"], args.sampler, args.steps, args.snr,
-                                 observe=lambda *_: bar.update(len(batch)))
+                x = draw_samples(steered, noise, smax, args.sampler, args.steps, args.snr,
+                                 observe=lambda *_, n=len(batch): bar.update(n))
             for job, image in zip(batch, to_uint8(2 * x - 1)):
                 save(job, image, out)
         bar.close()
         if todo:
             costs[s0] = {"seconds": (time.monotonic() - started) / len(todo), "calls": sum(calls) / len(todo)}
+            calls.clear()
     return jobs, costs
+
+
+def sample_ddpm(args, masks, out, device):
+    """Images of masks by a checkpoint of train.py, with its own settings; {"seconds", "calls"}, and the checkpoint."""
+    state = load_checkpoint(args.ddpm)
+    cfg = state["config"]
+    settings = cfg["sample"] | {"n": 1, "seed": args.seed, "mask": args.mask, "size": tuple(cfg["data"]["size"]),
+                                "guidances": [cfg["sample"]["guidance"]], "device": device}
+    settings["precision"] = cfg["train"]["precision"] = args.precision
+    model, diffusion, ddpm_autocast = build(cfg, len(state["colorbook"]), device)
+    model.load_state_dict(state["ema"])
+    model.eval()
+    passes, started = [], time.monotonic()
+    model.image_stem.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    out.mkdir(parents=True, exist_ok=True)
+    jobs = plan(state, settings, masks, None)
+    for batch, images in sample_jobs(jobs, masks, model, diffusion, settings, ddpm_autocast):
+        for job, image in zip(batch, images):
+            save(job, image, out)
+    return {"seconds": (time.monotonic() - started) / len(jobs), "calls": sum(passes) / len(jobs)}, state
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
 
 
-def settings(args):
-    """The config, the device, and the folder of the run."""
+def read_settings(args):
+    """The config, the device, the folder of the run, and the Pairs of train and val."""
     cfg = load_config(args.config, args.preset, args.set)
-    return cfg, pick_device(cfg["device"]), Path(args.run or f"runs/score_{Path(cfg['out']).name}")
+    run = Path(args.run or f"runs/score_{Path(cfg['out']).name}")
+    return cfg, pick_device(cfg["device"]), run, *read_data(cfg, 0, 1, dry_run=False)
 
 
-def run_smax(args):
-    cfg, _, _ = settings(args)
-    pairs, _ = read_data(cfg, 0, 1, False)
-    which = f"{args.pairs:,} random pairs" if args.pairs else "all pairs"
-    H, W = pairs.size
-    print(f"smax {largest_distance(pairs.planes[:, :3], args.pairs)}: the largest distance of {which} of the "
-          f"{len(pairs)} training images of {H}x{W}")
+def smax_command(args):
+    _, _, _, pairs, _ = read_settings(args)
+    print(f"smax {largest_distance(pairs.planes[:, :3], args.pairs)}: the largest distance, of "
+          f"{args.pairs or 'all'} pairs of the {len(pairs)} training images of {pairs.size[0]}x{pairs.size[1]}")
 
 
-def run_train(args):
-    cfg, device, run = settings(args)
-    pairs, held_out = read_data(cfg, 0, 1, False)
+def train_command(args):
+    cfg, device, run, pairs, held_out = read_settings(args)
     smax = largest_distance(pairs.planes[:, :3])
     print(f"score network, smax {smax}, {cfg['diffusion']['prediction']} prediction, {device.type}: {run / 'score.pt'}")
     train_score(cfg, pairs, held_out, run / "score.pt", smax, device, args.minutes)
 
 
-def run_train_segmenter(args):
-    """Train, then measure over 41 noise levels, on every held-out split; levels.json has all encodings so far."""
-    cfg, device, run = settings(args)
-    pairs, held_out = read_data(cfg, 0, 1, False)
+def train_segmenter_command(args):
+    """Train, then look at 41 noise levels of every held-out split; levels.json and the figures have all encodings."""
+    cfg, device, run, pairs, held_out = read_settings(args)
     name = "segmenter" if args.encoding == "log sigma" else "segmenter_t"
     about = {"kind": name, "size": list(pairs.size), "smax": largest_distance(pairs.planes[:, :3]),
-             "encoding": args.encoding, "highest": T_HIGHEST, "network": [len(pairs.colorbook), cfg["model"]["hidden_dim"]],
-             "classes": pairs.colorbook.classes}
+             "encoding": args.encoding, "highest": T_HIGHEST, "classes": pairs.colorbook.classes,
+             "network": [len(pairs.colorbook), cfg["model"]["hidden_dim"]]}
     torch.manual_seed(cfg["seed"])
     net = train_classifier(NoisySegmenter(*about["network"]), lambda planes: planes[:, -1], cfg, pairs, held_out,
                            run / f"{name}.pt", about, device, args.minutes)
-    file = run / "levels.json"
+    root, val, file = Path(cfg["data"]["root"]), cfg["data"]["val"], run / "levels.json"
     levels = json.loads(file.read_text()) if file.exists() else {}
-    for split in dict.fromkeys((cfg["data"]["val"], "test")):
-        if (Path(cfg["data"]["root"]) / split).is_dir():
-            judged = held_out if split == cfg["data"]["val"] else Pairs(cfg["data"]["root"], split, cfg["data"]["size"])
-            levels[f"{split}, {args.encoding}"] = accuracy_by_level(net, judged, about, device)
+    levels[f"{val}, {args.encoding}"] = accuracy_by_level(net, held_out, about, device)
+    if val != "test" and (root / "test").is_dir():
+        levels[f"test, {args.encoding}"] = accuracy_by_level(net, Pairs(root, "test", pairs.size), about, device)
     with replacing(file) as opened:
         opened.write(json.dumps(levels, indent=1).encode())
     for measure in ("pixel accuracy", "mean IoU"):
         curves = {name: [(row["t"], row[measure]) for row in rows] for name, rows in levels.items()}
-        draw_curves(curves, f"{measure} over t, on held-out pairs").save(run / f"levels_{measure.replace(' ', '_')}.png")
-    print(f"{file}: " + ", ".join(f"{name}: mean IoU {rows[0]['mean IoU']:.3f} at t = 0, {rows[20]['mean IoU']:.3f} at "
-                                  f"{rows[20]['t']:.1f}" for name, rows in levels.items()))
+        draw_curves(curves, f"{measure} over t").save(run / f"levels_{measure.replace(' ', '_')}.png")
+    shown = [{"split, encoding": name} | {f"mean IoU at t = {row['t']:.1f}": row["mean IoU"] for row in rows[::10]}
+             for name, rows in levels.items()]
+    print(f"{table(shown)}\n{file}")
 
 
-def run_sample(args):
-    device, run = pick_device(args.device), Path(args.run)
+def sample_command(args):
+    device, run, out = pick_device(args.device), Path(args.run), Path(args.out)
     args.precision = pick_precision("auto", device)
     about = read(run / "score.pt", "score")["about"]
     colorbook = Colorbook(about["classes"], run / "score.pt")
-    masks, out = read_masks(args.mask, colorbook, tuple(about["size"])), Path(args.out)
-    jobs, costs = sample_masks(run, masks, args, args.s0, out, device)
+    masks = read_masks(args.mask, colorbook, tuple(about["size"]))
+    jobs, costs = sample_masks(args, run, masks, args.s0, out, device)
     draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
     for s0, cost in costs.items():
         print(f"s0 = {s0:g}: {cost['seconds']:.1f} seconds and {cost['calls']:.0f} network calls an image")
     print(f"{len(jobs)} images: {out / 'sheet.png'}")
 
 
-def sample_ddpm(path, masks, mask_folder, out, device, seed):
-    """Images of masks by a checkpoint of train.py and its own settings; seconds and network calls an image."""
-    state = load_checkpoint(path)
-    cfg = state["config"]
-    s = cfg["sample"] | {"n": 1, "seed": seed, "mask": str(mask_folder), "size": tuple(cfg["data"]["size"]),
-                         "guidances": [cfg["sample"]["guidance"]], "device": device}
-    s["precision"] = cfg["train"]["precision"] = pick_precision(s["precision"], device)
-    model, diffusion, autocast_ddpm = build(cfg, len(state["colorbook"]), device)
-    model.load_state_dict(state["ema"])
-    model.eval()
-    passes, started = [], time.monotonic()
-    model.image_stem.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
-    out.mkdir(parents=True, exist_ok=True)
-    for batch, images in sample_jobs(plan(state, s, masks, None), masks, model, diffusion, s, autocast_ddpm):
-        for job, image in zip(batch, images):
-            save(job, image, out)
-    return {"seconds": (time.monotonic() - started) / len(masks), "calls": sum(passes) / len(masks)}, state
+def choose_masks(split, folder, colorbook, size, n):
+    """{stem: ids} of n masks, spread over the split; they are written to `folder`, where they were not yet."""
+    if not folder.exists():
+        masks = read_masks(split / "masks", colorbook, size)
+        chosen = torch.linspace(0, len(masks) - 1, min(n, len(masks))).round().int().tolist()
+        folder.mkdir(parents=True)
+        for i in chosen:
+            save_mask(list(masks.values())[i], folder / f"{list(masks)[i]}.png", colorbook)
+    return read_masks(folder, colorbook, size)
 
 
-def judge(images, s0, args, split, report):
-    """What evaluate.py says of the images of one s0 (or guidance)."""
-    run_program("evaluate.py", "--real", split, "--fake", images, "--guidance", s0, "--segmenter", args.judge,
+def judge(args, images, guidance, split, report):
+    """What evaluate.py says of the images of one guidance, or s0."""
+    run_program("evaluate.py", "--real", split, "--fake", images, "--guidance", guidance, "--segmenter", args.judge,
                 "--train", split.with_name("train"), "--out", report)
-    numbers = json.loads((report / "report.json").read_text())["numbers"]
-    names = {"share of mean IoU": "share of the ceiling: mean IoU", "share of accuracy":
-             "share of the ceiling: pixel accuracy", "Frechet": "Frechet distance, segmenter features",
-             "floor": "Frechet distance, segmenter features, floor", "SSIM": "SSIM"}
-    return {column: numbers.get(name, {}).get("value") for column, name in names.items()}
+    numbers, distance = json.loads((report / "report.json").read_text())["numbers"], NUMBERS["Frechet distance"]
+    values = {column: numbers[name]["value"] for column, name in NUMBERS.items()}
+    return values | {"its floor": numbers.get(f"{distance}, floor", {}).get("value")}
 
 
-def run_evaluate(args):
-    """The table over s0, DDPM below it, and a sheet of eight masks with the image of each method."""
-    device, run = pick_device(args.device), Path(args.run)
-    args.precision, args.n = pick_precision("auto", device), 1
-    states = [read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")]
-    about, split = states[0]["about"], Path(args.root, "test").absolute()
-    colorbook, size = Colorbook(about["classes"], run / "score.pt"), tuple(about["size"])
-    out, args.judge = run / "evaluation", Path(args.judge).absolute()
-    args.mask, file = str(out / "masks"), out / "results.json"
-    if not (out / "masks").exists():
-        (out / "masks").mkdir(parents=True)
-        stems = list(list_files(split / "masks"))
-        chosen = {stems[int(i)] for i in torch.linspace(0, len(stems) - 1, min(args.masks, len(stems)))}
-        for stem, ids in read_masks(split / "masks", colorbook, size).items():
-            if stem in chosen:
-                save_mask(ids, out / "masks" / f"{stem}.png", colorbook)
-    masks = read_masks(out / "masks", colorbook, size)
-    results = json.loads(file.read_text()) if file.exists() else {}
+def evaluate_command(args):
+    """The table over s0 and for DDPM, and a sheet: eight masks, and below them the image of each method."""
+    device, run, split = pick_device(args.device), Path(args.run), Path(args.root, "test").absolute()
+    out, args.judge, args.n = run / "evaluation", Path(args.judge).absolute(), 1
+    args.precision, args.mask = pick_precision("auto", device), str(out / "masks")
+    states = read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")
+    about = states[0]["about"]
+    colorbook = Colorbook(about["classes"], run / "score.pt")
+    masks = choose_masks(split, out / "masks", colorbook, tuple(about["size"]), args.masks)
+    file = out / "results.json"
+    settings = {key: getattr(args, key) for key in ("sampler", "steps", "snr", "seed")} | {"judge": str(args.judge)}
+    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
+    if results["settings"] != settings:
+        raise ValueError(f"{file}: made with {results['settings']}, not {settings}: rename {out}, or delete it")
 
-    def add(name, images, s0, cost, minutes):
-        row = judge(images, s0, args, split, out / f"report_{name.replace(' ', '_')}")
-        results[name] = row | {"s an image": cost["seconds"], "calls an image": cost["calls"], "minutes of training":
-                               minutes, "images": str(images), "s0": s0}
+    methods = {f"s0 = {s0:g}": s0 for s0 in args.s0} | ({"DDPM": None} if args.ddpm else {})
+    for name, s0 in methods.items():
+        if name in results["rows"]:
+            continue
+        if s0 is None:
+            cost, state = sample_ddpm(args, masks, out / "DDPM", device)
+            images, guidance, seconds = out / "DDPM", state["config"]["sample"]["guidance"], state["seconds"]
+        else:
+            images, guidance, seconds = out / "images", s0, sum(state["seconds"] for state in states)
+            cost = sample_masks(args, run, masks, [s0], images, device)[1].get(s0, {"seconds": None, "calls": None})
+        scores_of = judge(args, images, guidance, split, out / f"report_{name.replace(' ', '')}")
+        results["rows"][name] = {"method": name} | scores_of | {
+            "s an image": cost["seconds"], "calls an image": cost["calls"], "minutes of training": seconds / 60}
         with replacing(file) as opened:
             opened.write(json.dumps(results, indent=1).encode())
 
-    for s0 in args.s0:
-        name = f"s0 = {s0:g}"
-        if name not in results:
-            cost = sample_masks(run, masks, args, [s0], out / "images", device)[1].get(s0, {"seconds": None, "calls": None})
-            add(name, out / "images", s0, cost, sum(state["seconds"] for state in states) / 60)
-    if args.ddpm and "DDPM" not in results:
-        cost, state = sample_ddpm(args.ddpm, masks, out / "masks", out / "ddpm", device, args.seed)
-        add("DDPM", out / "ddpm", state["config"]["sample"]["guidance"], cost, state["seconds"] / 60)
-
-    print(f"{len(masks)} masks of {split}, {args.sampler}, {args.steps} steps, {machine(device)}\n")
-    shown = [{"method": name} | {key: value for key, value in row.items() if key not in ("images", "s0")}
-             for name, row in results.items()]
-    print(table(shown))
-    chosen = list(masks)[:: max(1, len(masks) // 8)][:8]
-    rows = [[colorbook.paint(masks[stem]) for stem in chosen]]
-    for row in results.values():
-        rows.append([read_image(min(Path(row["images"]).glob(f"{stem}_w{row['s0']:g}_seed*.png"))) for stem in chosen])
+    print(f"{len(masks)} masks of {split}, {args.sampler} of {args.steps} steps, {machine(device)}\n")
+    print(table(list(results["rows"].values())))
+    shown = list(masks)[:: max(1, len(masks) // 8)][:8]
+    rows = [[colorbook.paint(masks[stem]) for stem in shown]]
+    for name in results["rows"]:
+        folder, pattern = (out / "DDPM", "*") if name == "DDPM" else (out / "images", name.removeprefix("s0 = "))
+        rows.append([read_image(min(folder.glob(f"{stem}_w{pattern}_seed*.png"))) for stem in shown])
     contact_sheet(rows).save(out / "methods.png")
-    print(f"\n{file}, {out / 'methods.png'}: masks, then {', '.join(results)}")
+    print(f"\n{file}, {out / 'methods.png'}: masks, then {', '.join(results['rows'])}")
 
 
-def run_precision(args):
+def precision_command(args):
     """Train the score network for as many steps in fp32 and in half precision: memory, time, loss (5.3.1)."""
-    cfg, device, run = settings(args)
-    pairs, held_out = read_data(cfg, 0, 1, False)
+    cfg, device, run, pairs, held_out = read_settings(args)
     smax, rows = largest_distance(pairs.planes[:, :3]), []
+    one_step = cfg | {"train": cfg["train"] | {"steps": 1, "val_pairs": 1, "previews": 1}}
     for precision in dict.fromkeys(["fp32", pick_precision("auto", device), *["fp16"] * (device.type == "cuda")]):
-        cfg["train"]["precision"] = precision
+        cfg["train"]["precision"] = one_step["train"]["precision"] = precision
+        with tempfile.TemporaryDirectory() as folder:
+            peak = peak_memory(lambda file=Path(folder, "score.pt"): train_score(one_step, pairs, held_out, file, smax,
+                                                                                 device), [], device)
         file = run / "precision" / precision / "score.pt"
-        one_step = cfg | {"train": cfg["train"] | {"steps": 1}}
-        peak = peak_memory(lambda: train_score(one_step, pairs, held_out, file.with_name("one_step.pt"), smax, device), [], device)
         train_score(cfg, pairs, held_out, file, smax, device)
         state = read(file, "score")
+        losses = {key: state["log"][-1][key] for key in ("loss", "val_loss", "val_eps")}
         rows.append({"precision": precision, "steps": state["step"], "s a step": state["seconds"] / state["step"],
-                     "peak GiB": peak / 2**30} | {key: state["log"][-1][key] for key in ("loss", "val_loss", "val_eps")})
-    print(f"{machine(device)}, batch {cfg['train']['batch_size']}, {'x'.join(map(str, pairs.size))}\n\n{table(rows)}")
-
-
-def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
-
-    def add(name, function, text):
-        sub = commands.add_parser(name, help=text, description=text)
-        sub.set_defaults(function=function)
-        return sub
-
-    for name, function, text in (
-            ("smax", run_smax, "the largest distance of two training images: seconds"),
-            ("train", run_train, "train the score network: 60 minutes"),
-            ("train-segmenter", run_train_segmenter, "train the segmenter of noisy images, and measure it: 30 minutes"),
-            ("precision", run_precision, "train in fp32 and in half precision: memory, time, loss; 6 minutes")):
-        sub = add(name, function, text)
-        add_config_arguments(sub)
-        sub.add_argument("--run", help="the folder of the run; default: runs/score_<name of the data>")
-        if name == "smax":
-            sub.add_argument("--pairs", type=int, help="as many random pairs, instead of all")
-        else:
-            sub.add_argument("--minutes", type=float, default=math.inf, help="of training, if train.steps are not over")
-        if name == "train-segmenter":
-            sub.add_argument("--encoding", choices=["log sigma", "t"], default="log sigma", help="default: %(default)s")
-
-    sub_sample = add("sample", run_sample, "images of masks: 1.5 minutes an image")
-    sub_evaluate = add("evaluate", run_evaluate, "the table over s0, beside DDPM: 12 hours")
-    for sub in (sub_sample, sub_evaluate):
-        sub.add_argument("--run", required=True, help="the folder of the run")
-        sub.add_argument("--s0", type=parse_numbers, default=S0, metavar="S0[,S0...]", help="default: seven; 0 is unsteered")
-        sub.add_argument("--sampler", choices=["pc", "langevin", "heun", "euler"], default="pc", help="default: %(default)s")
-        sub.add_argument("--steps", type=int, default=300, help="noise levels; default: %(default)s")
-        sub.add_argument("--snr", type=float, default=0.1, help="of the corrector; default: %(default)s")
-        sub.add_argument("--seed", type=int, default=1, help="of the first image; default: %(default)s")
-        sub.add_argument("--batch-size", type=int, default=16, help="images at a time; default: %(default)s")
-        sub.add_argument("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
-    sub_sample.add_argument("--mask", required=True, help="a mask file, or a folder of them")
-    sub_sample.add_argument("--n", type=int, default=4, help="images per mask; default: %(default)s")
-    sub_sample.add_argument("--out", default="out_score", help="default: %(default)s")
-    sub_evaluate.add_argument("--root", required=True, help="the prepared data set, whose test masks are taken")
-    sub_evaluate.add_argument("--judge", required=True, help="a checkpoint of experiments.segmenter")
-    sub_evaluate.add_argument("--ddpm", help="a checkpoint of train.py, to stand beside")
-    sub_evaluate.add_argument("--masks", type=int, default=64, help="how many, spread over the split; default: %(default)s")
-    args = parser.parse_args()
-    command(args.function, args)
+                     "peak GiB": peak / 2**30} | losses)
+    print(f"{machine(device)}, batch {cfg['train']['batch_size']}, {pairs.size[0]}x{pairs.size[1]}\n\n{table(rows)}")
 
 
 def parse_numbers(text):
     return [float(number) for number in text.split(",")]
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands, added = parser.add_subparsers(required=True, metavar="COMMAND"), {}
+    for name, function, text in (
+            ("smax", smax_command, "the largest distance of two training images: seconds"),
+            ("train", train_command, "train the score network: 40 minutes"),
+            ("train-segmenter", train_segmenter_command, "train the segmenter of noisy images, measure it: 15 minutes"),
+            ("sample", sample_command, "images of masks: 7 seconds an image"),
+            ("evaluate", evaluate_command, "a table over s0, and DDPM beside it: 75 minutes"),
+            ("precision", precision_command, "train in fp32 and in half precision: memory, time, loss; 6 minutes")):
+        added[name] = commands.add_parser(name, help=text, description=text)
+        added[name].set_defaults(function=function)
+    for name in ("smax", "train", "train-segmenter", "precision"):
+        add_config_arguments(added[name])
+        added[name].add_argument("--run", help="the folder of the run; default: runs/score_<name of the data>")
+    added["smax"].add_argument("--pairs", type=int, help="as many random pairs, instead of all")
+    for name in ("train", "train-segmenter"):
+        added[name].add_argument("--minutes", type=float, default=math.inf, help="at most, of training in all")
+    added["train-segmenter"].add_argument("--encoding", choices=["log sigma", "t"], default="log sigma",
+                                          help="of the noise, in the fourth channel; default: %(default)s")
+    for name, s0s in (("sample", [2.0]), ("evaluate", S0)):
+        add = added[name].add_argument
+        add("--run", required=True, help="the folder of the run")
+        add("--s0", type=parse_numbers, default=s0s, metavar="S0[,S0...]", help="0 is unsteered; default: %(default)s")
+        add("--sampler", choices=["pc", "langevin", "heun", "euler"], default="pc", help="default: %(default)s")
+        add("--steps", type=int, default=300, help="noise levels; default: %(default)s")
+        add("--snr", type=float, default=0.1, help="of the corrector; default: %(default)s")
+        add("--seed", type=int, default=1, help="of the first image; default: %(default)s")
+        add("--batch-size", type=int, default=16, help="images at a time; default: %(default)s")
+        add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
+    added["sample"].add_argument("--mask", required=True, help="a mask file, or a folder of them")
+    added["sample"].add_argument("--n", type=int, default=4, help="images per mask; default: %(default)s")
+    added["sample"].add_argument("--out", default="out_score", help="default: %(default)s")
+    added["evaluate"].add_argument("--root", required=True, help="the prepared data, whose test masks are taken")
+    added["evaluate"].add_argument("--judge", required=True, help="a checkpoint of experiments.segmenter")
+    added["evaluate"].add_argument("--ddpm", help="a checkpoint of train.py, to stand beside")
+    added["evaluate"].add_argument("--masks", type=int, default=64, help="spread over the split; default: %(default)s")
+    args = parser.parse_args()
+    command(args.function, args)
 
 
 if __name__ == "__main__":

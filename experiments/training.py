@@ -29,6 +29,10 @@ def read(path, kind):
     FileNotFoundError, or a ValueError that names the file for one that is damaged or holds another kind of network.
     """
     path = Path(path)
+    previous = path.with_name(f"{path.name}.previous")
+    if previous.exists() and not path.exists():
+        print(f"{path} is not there: {previous.name} is used instead")
+        path = previous
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train the {kind} network first (--help)")
     try:
@@ -82,7 +86,9 @@ def fit(model, loss, load_batches, c, path, device, about, validate=None, previe
     path, batch_size = Path(path), c["batch_size"]
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
-    state = read(path, about["kind"]) if path.exists() else {"step": 0, "seconds": 0.0, "log": []}
+    state = {"step": 0, "seconds": 0.0, "log": []}
+    if path.exists() or path.with_name(f"{path.name}.previous").exists():
+        state = read(path, about["kind"])
     if state.get("about", about) != about:
         changed = [key for key in about if state["about"].get(key) != about[key]]
         raise ValueError(f"{path}: begun with another {', '.join(changed)}: choose another folder, or delete it")

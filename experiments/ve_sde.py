@@ -80,7 +80,7 @@ def predict_noise(model, x, t, smax, prediction):
 
 
 def score_errors(model, x0, t, z, smax, prediction):
-    """lambda |s(x(t)) + z / sigma|^2 (4.8, 4.14), mean over each image x0 (B, 3, H, W) in [0, 1], for two lambdas: (2, B).
+    """lambda |s(x(t)) + z / sigma|^2 (4.8, 4.14), mean over each image x0 (B, 3, H, W) in [0, 1]; (2, B), two lambdas.
 
     The first is trained, the second, lambda = sigma^2, is the seed's: the error of the noise. For "eps" they are equal.
     For "v" the first is (1 + 4 sigma^2) times the second, which makes it the error of v: at high noise the noise is
@@ -116,7 +116,7 @@ def start(sigmas, noise):
 
 
 def norm(x):
-    """The norm of each image of x (B, ...), shaped to multiply it. One for the whole batch would tie images together."""
+    """The norm of each image of x (B, ...), shaped to multiply it. One for the whole batch would tie its images."""
     return x.flatten(1).norm(dim=1).view(-1, *[1] * (x.dim() - 1))
 
 
@@ -124,8 +124,8 @@ def norm(x):
 def annealed_langevin(score_fn, noise, sigmas, step=0.05, repeats=5, denoise=True, observe=None):
     """Algorithms 1 and 2: `repeats` steps of Langevin dynamics (T there) at each of the falling sigmas.
 
-    step is epsilon / sigma_L^2, so that alpha_i = step sigma_i^2. In the printed Algorithm 2 the denoising stands inside
-    the loop over i, which would end at i = 1.
+    step is epsilon / sigma_L^2, so that alpha_i = step sigma_i^2. In the printed Algorithm 2 the denoising stands
+    inside the loop over i, which would end at i = 1.
     """
     x = start(sigmas, noise)
     for sigma in sigmas:

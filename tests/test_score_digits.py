@@ -71,16 +71,15 @@ def test_networks_have_the_shapes_that_they_say():
 
 
 def test_gradients_are_compared_with_the_score(folder):
-    """The sizes of a score and a gradient that are known: those of a point, and of a bias-free linear classifier."""
-    digits, device = Digits(*read_digits(folder)), torch.device("cpu")
-    weight = torch.zeros(10, 32 * 32)
-    rows = compare_gradients(lambda x, sigma: -x / sigma**2, lambda x, sigma: x.flatten(1) @ weight.T + 0 * x.sum(),
-                             digits, 10.0, device)
+    """The score of a point is -x / sigma^2; of nearly even logits a x_k, the gradient has the norm a sqrt(0.9)."""
+    digits = Digits(*read_digits(folder))
+    rows = compare_gradients(lambda x, sigma: -x / sigma**2, lambda x, sigma: 1e-4 * x.flatten(1)[:, :10], digits, 10.0,
+                             torch.device("cpu"))
     noise = noise_like_seeds(range(100), (1, 32, 32))()
     for row in rows:
         x = digits.planes[:100, :1] / 255 + row["sigma"] * noise
-        expected = x.flatten(1).norm(dim=1).median().item() / row["sigma"] ** 2
-        assert row["score"] == pytest.approx(expected, rel=1e-3) and row["gradient"] == pytest.approx(0, abs=1e-6)
+        assert row["score"] == pytest.approx(x.flatten(1).norm(dim=1).median().item() / row["sigma"] ** 2, rel=1e-3)
+        assert row["gradient"] == pytest.approx(1e-4 * 0.9**0.5, rel=1e-2)
     assert [row["t"] for row in rows] == [0.1, 0.3, 0.5, 0.7, 0.9]
 
 
@@ -98,11 +97,12 @@ def test_the_study(folder, tmp_path, monkeypatch, capsys):
     rows = call("--scales", "0,5")
     assert list(rows) == ["0", "5"] and rows["0"] == first["0"]
     assert (tmp_path / "run" / "samples_0.npy").stat().st_mtime_ns == before
-    assert all(0 <= row["read as asked"] <= 1 and row["Frechet distance, judge's features"] > 0 for row in rows.values())
+    assert all(0 <= row["read as asked"] <= 1 for row in rows.values())
     samples = [np.load(tmp_path / "run" / f"samples_{scale}.npy") for scale in (0, 5)]
     assert samples[0].shape == (20, 32, 32) and not np.array_equal(*samples)
     assert Image.open(tmp_path / "run" / "digits.png").size[0] > 20 * 48
     printed = capsys.readouterr().out
-    assert "72 digits for score and guide, 36 for the judge, 12 held out" in printed and "| score / gradient |" in printed
+    assert "72 digits for score and guide, 36 for the judge, 12 held out" in printed
+    assert "| score / gradient |" in printed
     with pytest.raises(SystemExit, match="choose another --run"):
         call("--seed", 9)
