@@ -33,7 +33,7 @@ from config import command, load_config
 from dataset import contact_sheet
 from ddpm import noise_like_seeds
 from evaluate import frechet_distance
-from experiments.score_sde import parse_numbers, to_images, train_classifier, train_score
+from experiments.score_sde import parse_count, parse_numbers, to_images, train_classifier, train_score
 from experiments.training import autocast
 from experiments.ve_sde import (draw_samples, guided_score, largest_distance, log_likelihood, network_score,
                                 see_through_noise, sigma_at, time_at)
@@ -248,8 +248,8 @@ def main():
     add("--run", type=Path, default=Path("runs/digits"), help="the folder of the run; default: %(default)s")
     add("--minutes", type=float, default=20, help="of training the score network, half for the others; default: 20")
     add("--scales", type=parse_numbers, default=SCALES, metavar="S[,S...]", help="of the gradient; default: 0 to 1000")
-    add("--n", type=int, default=20, help="samples of each digit at each scale; default: %(default)s")
-    add("--steps", type=int, default=200, help="of the predictor-corrector sampler; default: %(default)s")
+    add("--n", type=parse_count, default=20, help="samples of each digit at each scale; default: %(default)s")
+    add("--steps", type=parse_count, default=200, help="of the predictor-corrector sampler; default: %(default)s")
     add("--seed", type=int, default=1, help="of the first sample; default: %(default)s")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of config.yaml: model.hidden_dim=32")
     command(run_study, parser.parse_args())

@@ -46,7 +46,7 @@ from sample import draw_sheet, file_of, plan, read_masks, sample_jobs, save, set
 from train import read_data
 from unet import UNet
 
-NUMBERS = {"share of mean IoU": "share of the ceiling: mean IoU",  # columns of the table, and what evaluate.py calls them
+NUMBERS = {"share of mean IoU": "share of the ceiling: mean IoU",  # columns of the table, and evaluate.py's names
            "share of accuracy": "share of the ceiling: pixel accuracy",
            "SSIM": "SSIM", "Frechet distance": "Frechet distance, segmenter features"}
 S0 = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # the seed, at 512x256, had seven from 0.0005 to 0.0035
@@ -88,7 +88,7 @@ def train_score(cfg, pairs, held_out, file, smax, device, minutes=math.inf):
 
     def preview(net):
         noise = noise_like_seeds(range(c["previews"]), x0.shape[1:], device)
-        x = draw_samples(network_score(net, smax, prediction), noise, smax, "heun", min(20, c["steps"]))
+        x = draw_samples(network_score(net, smax, prediction), noise, smax, "heun", 20)
         return contact_sheet([list(to_uint8(2 * x.expand(-1, 3, -1, -1) - 1))])
 
     about = {"kind": "score", "size": list(x0.shape[2:]), "smax": smax, "prediction": prediction,
@@ -398,6 +398,12 @@ def parse_numbers(text):
     return [float(number) for number in text.split(",")]
 
 
+def parse_count(text):
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
+    return int(text)
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands, added = parser.add_subparsers(required=True, metavar="COMMAND"), {}
@@ -413,7 +419,7 @@ def main():
     for name in ("smax", "train", "train-segmenter", "precision"):
         add_config_arguments(added[name])
         added[name].add_argument("--run", help="the folder of the run; default: runs/score_<name of the data>")
-    added["smax"].add_argument("--pairs", type=int, help="as many random pairs, instead of all")
+    added["smax"].add_argument("--pairs", type=parse_count, help="as many random pairs, instead of all")
     for name in ("train", "train-segmenter"):
         added[name].add_argument("--minutes", type=float, default=math.inf, help="at most, of training in all")
     added["train-segmenter"].add_argument("--encoding", choices=["log sigma", "t"], default="log sigma",
@@ -423,18 +429,18 @@ def main():
         add("--run", required=True, help="the folder of the run")
         add("--s0", type=parse_numbers, default=s0s, metavar="S0[,S0...]", help="0 is unsteered; default: %(default)s")
         add("--sampler", choices=["pc", "langevin", "heun", "euler"], default="pc", help="default: %(default)s")
-        add("--steps", type=int, default=300, help="noise levels; default: %(default)s")
+        add("--steps", type=parse_count, default=300, help="noise levels; default: %(default)s")
         add("--snr", type=float, default=0.1, help="of the corrector; default: %(default)s")
         add("--seed", type=int, default=1, help="of the first image; default: %(default)s")
-        add("--batch-size", type=int, default=16, help="images at a time; default: %(default)s")
+        add("--batch-size", type=parse_count, default=16, help="images at a time; default: %(default)s")
         add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     added["sample"].add_argument("--mask", required=True, help="a mask file, or a folder of them")
-    added["sample"].add_argument("--n", type=int, default=4, help="images per mask; default: %(default)s")
+    added["sample"].add_argument("--n", type=parse_count, default=4, help="images per mask; default: %(default)s")
     added["sample"].add_argument("--out", default="out_score", help="default: %(default)s")
     added["evaluate"].add_argument("--root", required=True, help="the prepared data, whose test masks are taken")
     added["evaluate"].add_argument("--judge", required=True, help="a checkpoint of experiments.segmenter")
     added["evaluate"].add_argument("--ddpm", help="a checkpoint of train.py, to stand beside")
-    added["evaluate"].add_argument("--masks", type=int, default=64, help="spread over the split; default: %(default)s")
+    added["evaluate"].add_argument("--masks", type=parse_count, default=64, help="as many; default: %(default)s")
     args = parser.parse_args()
     command(args.function, args)
 

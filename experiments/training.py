@@ -69,6 +69,23 @@ def write_log(path, rows):
         file.write(text.getvalue().encode())
 
 
+def restore(path, about, parts, device):
+    """What `path` holds, loaded into parts {name: network or optimizer}; {} where no training was begun yet.
+
+    ValueError where it was begun with something else than `about` says.
+    """
+    if not path.exists() and not path.with_name(f"{path.name}.previous").exists():
+        return {}
+    state = read(path, about["kind"])
+    if state["about"] != about:
+        changed = [key for key in about if state["about"].get(key) != about[key]]
+        raise ValueError(f"{path}: begun with another {', '.join(changed)}: choose another folder, or delete it")
+    for name, part in parts.items():
+        part.load_state_dict(state[name])
+    random_state(device, state["rng"])
+    return state
+
+
 def fit(model, loss, load_batches, c, path, device, about, validate=None, preview=None, minutes=math.inf):
     """Train `model`, on the device already, for c["steps"] steps or `minutes`; returns it with its averaged weights.
 
@@ -86,29 +103,20 @@ def fit(model, loss, load_batches, c, path, device, about, validate=None, previe
     path, batch_size = Path(path), c["batch_size"]
     ema = copy.deepcopy(model).requires_grad_(False).eval()
     optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
-    state = {"step": 0, "seconds": 0.0, "log": []}
-    if path.exists() or path.with_name(f"{path.name}.previous").exists():
-        state = read(path, about["kind"])
-    if state.get("about", about) != about:
-        changed = [key for key in about if state["about"].get(key) != about[key]]
-        raise ValueError(f"{path}: begun with another {', '.join(changed)}: choose another folder, or delete it")
+    parts = {"model": model, "ema": ema, "optimizer": optimizer}
+    state = restore(path, about, parts, device)
     precision = state.get("precision") or pick_precision(c["precision"], device)  # a run keeps the one it began with
     scaler = torch.amp.GradScaler(device.type, enabled=precision == "fp16")
-    step, log, started = state["step"], state["log"], time.monotonic() - state["seconds"]
-    if step:
-        print(f"{path}: going on at step {step} of {c['steps']}")
-        for name, part in {"model": model, "ema": ema, "optimizer": optimizer}.items():
-            part.load_state_dict(state[name])
-        if state["scaler"]:  # one that was off has no state
-            scaler.load_state_dict(state["scaler"])
-        random_state(device, state["rng"])
-
+    if state.get("scaler"):  # one that was off has no state
+        scaler.load_state_dict(state["scaler"])
+    step, log, seconds = state.get("step", 0), state.get("log", []), state.get("seconds", 0.0)
+    started = time.monotonic() - seconds
     sums, summed = torch.zeros(2, device=device), 0  # of loss and gradient norm, since the last row of the log
     bar = tqdm(total=c["steps"], initial=step, desc=path.stem, unit="step", dynamic_ncols=True,
                mininterval=0.5 if os.isatty(2) else 30)
     with locked(path.parent), stop_signals() as stop, bar:
         loader = load_batches(step * batch_size)
-        over = step >= c["steps"] or state["seconds"] >= 60 * minutes
+        over = step >= c["steps"] or seconds >= 60 * minutes
         while not over:
             # linear warm-up, constant up to step `hold`, then as 1 / sqrt(step), as in train.py
             lr = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
@@ -152,10 +160,9 @@ def fit(model, loss, load_batches, c, path, device, about, validate=None, previe
                 with autocast(precision, device):
                     preview(ema).save(file)
             if over or stop or step % c["save_every"] == 0:
-                parts = {"model": model, "ema": ema, "optimizer": optimizer, "scaler": scaler}
                 save_checkpoint(path, {name: part.state_dict() for name, part in parts.items()} | {
-                    "step": step, "seconds": time.monotonic() - started, "rng": random_state(device), "log": log,
-                    "precision": precision, "about": about, "config": c})
+                    "scaler": scaler.state_dict(), "precision": precision, "rng": random_state(device), "step": step,
+                    "seconds": time.monotonic() - started, "log": log, "about": about, "config": c})
             if stop and not over:
                 print(f"\nstopped at step {step} of {c['steps']}, saved in {path}: the same command goes on")
                 raise SystemExit(128 + stop[0])

@@ -182,10 +182,12 @@ def probability_flow(score_fn, noise, sigmas, heun=True, observe=None):
 
 
 def draw_samples(score_fn, noise, smax, sampler, steps, snr=0.1, observe=None):
-    """x(0) by the sampler of that name: pc, langevin, heun, or euler, which is DDIM."""
-    sigmas = noise_levels(smax, steps)
+    """x(0) in `steps` steps of the sampler of that name: pc, langevin, heun, or euler, which is DDIM."""
+    if steps < 2:
+        raise ValueError(f"steps must be 2 or more, from smax to smin, got {steps}")
     if sampler == "pc":
-        return predictor_corrector(score_fn, noise, sigmas, snr, observe)
+        return predictor_corrector(score_fn, noise, noise_levels(smax, steps), snr, observe)
+    sigmas = noise_levels(smax, steps - 1)  # the last step, from smin, is one to no noise
     if sampler == "langevin":
         return annealed_langevin(score_fn, noise, sigmas, observe=observe)
     return probability_flow(score_fn, noise, sigmas, sampler == "heun", observe)
