@@ -48,7 +48,8 @@ from unet import UNet
 
 NUMBERS = {"share of mean IoU": "share of the ceiling: mean IoU",  # columns of the table, and evaluate.py's names
            "share of accuracy": "share of the ceiling: pixel accuracy",
-           "SSIM": "SSIM", "Frechet distance": "Frechet distance, segmenter features"}
+           "SSIM": "SSIM", "Frechet distance": "Frechet distance, segmenter features",
+           "its floor": "Frechet distance, segmenter features, floor"}
 S0 = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # the seed, at 512x256, had seven from 0.0005 to 0.0035
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -325,12 +326,16 @@ def choose_masks(split, folder, colorbook, size, n):
 
 
 def judge(args, images, guidance, split, report):
-    """What evaluate.py says of the images of one guidance, or s0."""
+    """What evaluate.py says of the images of one guidance, or s0: {column: "value [its 95 % interval]"}."""
     run_program("evaluate.py", "--real", split, "--fake", images, "--guidance", guidance, "--segmenter", args.judge,
                 "--train", split.with_name("train"), "--out", report)
-    numbers, distance = json.loads((report / "report.json").read_text())["numbers"], NUMBERS["Frechet distance"]
-    values = {column: numbers[name]["value"] for column, name in NUMBERS.items()}
-    return values | {"its floor": numbers.get(f"{distance}, floor", {}).get("value")}
+    numbers, columns = json.loads((report / "report.json").read_text())["numbers"], {}
+    for column, name in NUMBERS.items():
+        number = numbers.get(name, {"value": math.nan, "interval": None})
+        columns[column] = f"{number['value']:.3f}"
+        if number["interval"]:
+            columns[column] += " [{:.3f}, {:.3f}]".format(*number["interval"])
+    return columns
 
 
 def evaluate_command(args):

@@ -141,7 +141,8 @@ def annealed_langevin(score_fn, noise, sigmas, step=0.05, repeats=5, denoise=Tru
 def predictor_corrector(score_fn, noise, sigmas, snr=0.1, observe=None):
     """Algorithm 3: at each level a step of Langevin dynamics, the corrector, then one of the reverse SDE (4.11).
 
-    Where the printed algorithm cannot be meant (Song et al. 2021, Algorithm 2 and appendix G, have it right):
+    The corrector goes first, as in the code of Song et al. 2021 (their text has the predictor first). Where the seed's
+    printed algorithm cannot be meant (Song's appendix G has it right):
     - its corrector, x + 2 eps s + sqrt(2 eps) z, has half the variance that p_t has; the noise has to be sqrt(4 eps) z
     - its predictor has no score in it and only adds noise; the drift of 4.11 for VE is g^2 s, downwards in t
     - z_{i-1} is the z drawn just before, anew for each half; the predictor's score is that of the corrected x
@@ -228,7 +229,7 @@ def see_through_noise(net, x, t, smax, encoding="log sigma"):
     low, high = x.amin((1, 2, 3), keepdim=True), x.amax((1, 2, 3), keepdim=True)
     code = sigma_at(t, smax).log() if encoding == "log sigma" else t
     channel = code.view(-1, 1, 1, 1).expand(-1, 1, *x.shape[2:])
-    return net(torch.cat([(x - low) / (high - low), channel], dim=1)).float()
+    return net(torch.cat([(x - low) / (high - low).clamp(min=1e-6), channel], dim=1)).float()
 
 
 def log_likelihood(logits, target):
