@@ -233,9 +233,8 @@ def sample_masks(args, run, masks, s0s, out, device):
     return jobs, costs
 
 
-def sample_ddpm(args, masks, out, device):
-    """Images of masks by a checkpoint of train.py, with its own settings; {"seconds", "calls"}, and the checkpoint."""
-    state = load_checkpoint(args.ddpm)
+def sample_ddpm(args, state, masks, out, device):
+    """Images of masks by the checkpoint of a train.py run, with its own settings; {"seconds", "calls"} of an image."""
     cfg = state["config"]
     settings = cfg["sample"] | {"n": 1, "seed": args.seed, "mask": args.mask, "size": tuple(cfg["data"]["size"]),
                                 "guidances": [cfg["sample"]["guidance"]], "device": device}
@@ -250,7 +249,7 @@ def sample_ddpm(args, masks, out, device):
     for batch, images in sample_jobs(jobs, masks, model, diffusion, settings, ddpm_autocast):
         for job, image in zip(batch, images):
             save(job, image, out)
-    return {"seconds": (time.monotonic() - started) / len(jobs), "calls": sum(passes) / len(jobs)}, state
+    return {"seconds": (time.monotonic() - started) / len(jobs), "calls": sum(passes) / len(jobs)}
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
@@ -345,6 +344,10 @@ def evaluate_command(args):
     args.precision, args.mask = pick_precision("auto", device), str(out / "masks")
     states = read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")
     about = states[0]["about"]
+    ddpm = load_checkpoint(args.ddpm) if args.ddpm else None
+    if ddpm and [ddpm["colorbook"], ddpm["config"]["data"]["size"]] != [about["classes"], about["size"]]:
+        raise ValueError(f"{ddpm['path']}: other classes or another size than in {run / 'score.pt'}: its size is "
+                         f"{ddpm['config']['data']['size']}, expected {about['size']}")
     colorbook = Colorbook(about["classes"], run / "score.pt")
     masks = choose_masks(split, out / "masks", colorbook, tuple(about["size"]), args.masks)
     file = out / "results.json"
@@ -358,8 +361,8 @@ def evaluate_command(args):
         if name in results["rows"]:
             continue
         if s0 is None:
-            cost, state = sample_ddpm(args, masks, out / "DDPM", device)
-            images, guidance, seconds = out / "DDPM", state["config"]["sample"]["guidance"], state["seconds"]
+            cost = sample_ddpm(args, ddpm, masks, out / "DDPM", device)
+            images, guidance, seconds = out / "DDPM", ddpm["config"]["sample"]["guidance"], ddpm["seconds"]
         else:
             images, guidance, seconds = out / "images", s0, sum(state["seconds"] for state in states)
             cost = sample_masks(args, run, masks, [s0], images, device)[1].get(s0, {"seconds": None, "calls": None})

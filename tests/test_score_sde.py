@@ -438,6 +438,14 @@ def test_the_table_has_what_was_measured(study, capsys):
         study("evaluate", *arguments, "--snr", 0.2)
 
 
+def test_ddpm_of_another_size_is_refused(study):
+    """DDPM is compared at one size and of the same classes only."""
+    other = study.folder / "other_size"
+    study.main_of(train.main, *study.overrides, "--set=data.size=[16,16]", f"--set=out={other}")
+    with pytest.raises(SystemExit, match=r"its size is \[16, 16\], expected \[16, 24\]"):
+        study("evaluate", "--root", study.root, "--judge", "none", "--ddpm", other / "checkpoint.pt")
+
+
 def test_precisions_are_compared(study, capsys):
     """A row for each precision, with seconds, memory and loss of as many steps."""
     study("precision")
