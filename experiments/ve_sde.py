@@ -110,7 +110,7 @@ def network_score(model, smax, prediction):
 def start(sigmas, noise):
     """x(1), which the seed's algorithms leave open: noise around a middle grey.
 
-    Around 0 every image would begin too dark: at 64x64 a mean of 0.5 is 55 from 0, which is no less than smax.
+    Around 0 every image would begin too dark: at 64x64 a mean of 0.5 is 55 from 0, and smax about 80.
     """
     return 0.5 + sigmas[0] * noise()
 
