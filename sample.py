@@ -39,21 +39,23 @@ FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each i
 TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # they come with the project: see RESULTS.md
 
 
-def resolve(args):
+def resolve(args, state=None):
     """The checkpoint as a dict, and the settings of the samples: its `sample` part, with guidances, size and device.
 
-    cfg, without the checkpoint, names the run, the device and a mask that was written into config.yaml.
+    cfg, without the checkpoint, names the run, the device and a mask that was written into config.yaml. state is the
+    checkpoint where it was loaded before.
     """
     cfg = load_config(args.config, args.preset, args.set)
     given = parse_overrides(args.set)
     foreign = [key for key in given if not key.startswith("sample.") and key not in ("out", "device")]
     if foreign:
         raise ValueError(f"--set {foreign[0]}: the checkpoint has its own; here --set takes sample.*, out and device")
-    path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
-    if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
-        print(f"{path.parent} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
-        path = TOY_WEIGHTS
-    state = load_checkpoint(path)
+    if state is None:
+        path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
+        if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
+            print(f"{path.parent} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
+            path = TOY_WEIGHTS
+        state = load_checkpoint(path)
     s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
     s["mask"] = cfg["sample"]["mask"] or s["mask"]
     for key in FLAGS:
@@ -84,6 +86,17 @@ def resolve(args):
     elif Path(s["mask"]).resolve() == Path(s["out"]).resolve():
         raise ValueError(f"{s['out']}: the masks are in it; choose another folder for the images with --out")
     return state, s
+
+
+def load_network(state, s):
+    """The colorbook, the network with its averaged weights, the diffusion and autocast; s["precision"] is decided."""
+    s["precision"] = state["config"]["train"]["precision"] = pick_precision(s["precision"], s["device"])
+    colorbook = Colorbook(state["colorbook"], source=state["path"])
+    model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
+    model.load_state_dict(state["ema"])
+    model.eval()
+    torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
+    return colorbook, model, diffusion, autocast
 
 
 def read_masks(path, colorbook, size):
@@ -160,8 +173,10 @@ def save(job, image, out):
         raise OSError(f"{path} was not saved: {error}; is the disk full? --resume makes the rest") from error
 
 
-def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
+def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True, observe=lambda *step: None):
     """Make the image of each job; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
+
+    observe(t, x, eps, x0) is called at every step of a batch; see ddpm.py.
 
     Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. As few
     batches as s["batch_size"] allows; smaller ones once the device's memory turns out to be too small.
@@ -183,7 +198,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True):
                     eps_fn = guided_eps(model, diffusion, mask, guidance, s["guidance_interval"])
                     noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
                     x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
-                               observe=lambda *_: bar.update(len(batch)))
+                               observe=lambda *step: (bar.update(len(batch)), observe(*step)))
                 images = to_uint8(x)
             except RuntimeError as error:
                 if "out of memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
@@ -217,12 +232,8 @@ def draw_sheet(jobs, masks, colorbook, out):
 def run(args):
     state, s = resolve(args)
     rank, ranks = join_processes(s["device"])
-    s["precision"] = state["config"]["train"]["precision"] = pick_precision(s["precision"], s["device"])
-    colorbook, out, started = Colorbook(state["colorbook"], source=state["path"]), Path(s["out"]), time.monotonic()
-    model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
-    model.load_state_dict(state["ema"])
-    model.eval()
-    torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
+    out, started = Path(s["out"]), time.monotonic()
+    colorbook, model, diffusion, autocast = load_network(state, s)
     masks = {} if args.unconditional else read_masks(s["mask"], colorbook, s["size"])
     jobs = plan(state, s, masks, args.unconditional)
     before = [settings_of(file_of(job, out)) for job in jobs]
@@ -257,7 +268,7 @@ def run(args):
           f"by side in {out / 'sheet.png'}")
 
 
-def main():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mask", help="a mask file, or a folder of them")
     parser.add_argument("--unconditional", type=int, metavar="N", help="N images without a mask")
@@ -272,7 +283,11 @@ def main():
     parser.add_argument("--resume", action="store_true", help="skip the images that are there with the same settings")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"])
     add_config_arguments(parser)
-    command(run, parser.parse_args())
+    return parser
+
+
+def main():
+    command(run, make_parser().parse_args())
 
 
 if __name__ == "__main__":
