@@ -32,7 +32,7 @@ from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from benchmarks.timing import machine, peak_memory, table
-from checkpoint import build, load_checkpoint, pick_device, pick_precision, replacing
+from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, batches, contact_sheet, read_image, to_uint8
 from ddpm import noise_like_seeds
@@ -42,7 +42,7 @@ from experiments.training import autocast, fit, read
 from experiments.ve_sde import (T_HIGHEST, NoisySegmenter, draw_samples, guided_score, largest_distance, log_likelihood,
                                 network_score, scale_factor, score_errors, see_through_noise, sigma_at, time_at)
 from masks import UNLABELLED, Colorbook, save_mask
-from sample import draw_sheet, file_of, plan, read_masks, sample_jobs, save, settings_of
+from sample import draw_sheet, file_of, load_network, plan, read_masks, sample_jobs, save, settings_of
 from train import read_data
 from unet import UNet
 
@@ -223,7 +223,7 @@ def sample_masks(args, run, masks, s0s, out, device):
                                    lambda sigma, s0=s0: scale_factor(time_at(sigma, smax), s0))
             with autocast(args.precision, device):
                 x = draw_samples(steered, noise, smax, args.sampler, args.steps, args.snr,
-                                 observe=lambda *_, n=len(batch): bar.update(n))
+                                 observe=lambda sigma, x, bar=bar: bar.update(len(x)))
             for job, image in zip(batch, to_uint8(2 * x - 1)):
                 save(job, image, out)
         bar.close()
@@ -235,18 +235,14 @@ def sample_masks(args, run, masks, s0s, out, device):
 
 def sample_ddpm(args, state, masks, out, device):
     """Images of masks by the checkpoint of a train.py run, with its own settings; {"seconds", "calls"} of an image."""
-    cfg = state["config"]
-    settings = cfg["sample"] | {"n": 1, "seed": args.seed, "mask": args.mask, "size": tuple(cfg["data"]["size"]),
-                                "guidances": [cfg["sample"]["guidance"]], "device": device}
-    settings["precision"] = cfg["train"]["precision"] = args.precision
-    model, diffusion, ddpm_autocast = build(cfg, len(state["colorbook"]), device)
-    model.load_state_dict(state["ema"])
-    model.eval()
+    s, size = state["config"]["sample"], tuple(state["config"]["data"]["size"])
+    s = s | {"n": 1, "seed": args.seed, "mask": args.mask, "size": size, "guidances": [s["guidance"]], "device": device}
+    _, model, diffusion, ddpm_autocast = load_network(state, s)
     passes, started = [], time.monotonic()
     model.image_stem.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     out.mkdir(parents=True, exist_ok=True)
-    jobs = plan(state, settings, masks, None)
-    for batch, images in sample_jobs(jobs, masks, model, diffusion, settings, ddpm_autocast):
+    jobs = plan(state, s, masks, None)
+    for batch, images in sample_jobs(jobs, masks, model, diffusion, s, ddpm_autocast):
         for job, image in zip(batch, images):
             save(job, image, out)
     return {"seconds": (time.monotonic() - started) / len(jobs), "calls": sum(passes) / len(jobs)}
