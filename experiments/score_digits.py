@@ -202,7 +202,10 @@ def run_study(args):
     real = to_images(held_out.planes).to(device)
     seen, real_features = read_by(judge, real, smax)
     ceiling = (seen == label_of(held_out.planes)).float().mean().item()
-    print(f"the judge reads {ceiling:.1%} of the held-out digits as they are labelled\n")
+    halves = real_features.tensor_split(2)
+    floor = frechet_distance(*halves, *(torch.ones(len(half)) for half in halves)).item()
+    print(f"the judge reads {ceiling:.1%} of the held-out digits as they are labelled; the Frechet distance of one "
+          f"half of them to the other is {floor:.3g}\n")
     print(table(compare_gradients(score_fn, logits_fn, held_out, smax, device)) + "\n")
 
     precision, file = pick_precision("auto", device), args.run / "results.json"
@@ -238,7 +241,7 @@ def run_study(args):
         shown = [digits[digit * args.n + i] for digit in range(10) for i in range(min(2, args.n))]
         rows.append([np.repeat(digit[..., None], 3, axis=2) for digit in shown])
     contact_sheet(rows, least=48).save(args.run / "digits.png")
-    print(f"\n{file}, {args.run / 'digits.png'}: a row for each scale, from {SCALES[0]:g} on")
+    print(f"\n{file}, {args.run / 'digits.png'}: a row for each scale, {', '.join(results['rows'])}")
 
 
 def main():
