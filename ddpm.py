@@ -146,17 +146,17 @@ def keep_pixels(eps_fn, image, keep, alpha_bar):
     To replace the predicted x_0 is DDNM (Wang et al. 2023) with a mask as its operator. By itself it leaves a frame
     around the new part, since the network sees the real pixels only through the noise. So what it got wrong there is
     also carried over the border: a membrane, in which every new pixel has the mean of its neighbours (Pérez et al.
-    2003), relaxed for 20 rounds only, so that it fades away. For smooth images it is about the conditional mean of
+    2003), relaxed for 40 rounds only, so that it fades away. For smooth images it is about the conditional mean of
     the new pixels given the kept ones. x_0 is clipped here, whatever the sampler does.
     """
-    reach = max(1, min(image.shape[2:]) // 32)  # of a round, in pixels
+    reach = max(1, min(image.shape[2:]) // 64)  # of a round, in pixels
 
     def eps_fn_that_keeps(x, t):
         abar = alpha_bar[t].item()
         x0 = predict_x0(x, eps_fn(x, t), abar)
         error = torch.where(keep, image - x0, 0)
         membrane = error
-        for _ in range(20):
+        for _ in range(40):
             mean = F.avg_pool2d(membrane, 2 * reach + 1, 1, reach, count_include_pad=False)
             membrane = torch.where(keep, error, mean)
         return predict_eps(x, (x0 + membrane).clamp(-1, 1), abar)
