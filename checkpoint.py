@@ -28,6 +28,11 @@ from unet import UNet
 
 FORMAT = 1  # one more when an older program could not read a new checkpoint
 
+
+class NewerFormat(ValueError):
+    """A checkpoint that is not damaged, but written by a newer version of this program."""
+
+
 # ------------------------------------------------------------------------------------------------------ build
 
 
@@ -92,7 +97,7 @@ def build(cfg, num_classes, device):
 
 @contextmanager
 def replacing(path, keep_previous=False):
-    """A binary file that takes the name `path` once it is complete and on the disk; an error leaves `path` as it was.
+    """A binary file that takes the name `path` once it is complete and on the disk; an error before that removes it.
 
     keep_previous=True renames what stood there to *.previous.
     """
@@ -145,15 +150,16 @@ def read_checkpoint(path):
             raise ValueError(f"{damaged} in it is damaged")
         state = torch.load(path, map_location="cpu", weights_only=True)
         if state.get("format", FORMAT) > FORMAT:
-            raise ValueError(f"its format {state['format']} is newer than this program's {FORMAT}: update the program")
+            raise NewerFormat(f"{path}: format {state['format']} is newer, expected {FORMAT}: update the program")
         state["config"] = load_config(base=state["config"])
+        # do the weights fit? On the device "meta" a network has shapes alone
         model, _, _ = build(state["config"], len(Colorbook(state["colorbook"])), torch.device("meta"))
         for weights in state["ema"], state.get("model", state["ema"]):
-            model.load_state_dict(dict(weights), assign=True)  # a dict of its own: torch notes `assign` in it
+            model.load_state_dict(dict(weights), assign=True)  # of a copy: torch notes assign=True in the dict
         if not isinstance(state["step"], int):
             raise ValueError(f"step is {state['step']!r}")
         return state
-    except (PermissionError, MemoryError):  # no fault of the file
+    except (NewerFormat, PermissionError, MemoryError):  # no fault of the file
         raise
     except Exception as error:  # torch and zipfile raise many kinds for a file that is no checkpoint
         reason = " ".join(str(error).split("\n")[:3]) + " is missing" * isinstance(error, KeyError)
@@ -166,7 +172,7 @@ def read_checkpoint(path):
 
 
 def load_checkpoint(path):
-    """read_checkpoint() of `path`, or, where that is damaged or gone, of the previous one, which is printed.
+    """read_checkpoint() of `path`, or, where that is damaged or gone, of the previous one; which one is printed then.
 
     state["path"] is the file that was read.
     """
@@ -174,15 +180,15 @@ def load_checkpoint(path):
     previous = Path(f"{path}.previous")
     try:
         return read_checkpoint(path) | {"path": path}
-    except (ValueError, OSError) as error:
-        if not previous.is_file():
+    except (ValueError, FileNotFoundError) as error:
+        if isinstance(error, NewerFormat) or not previous.is_file():
             raise
         print(f"{error}\n{previous}: used instead")
         return read_checkpoint(previous) | {"path": previous}
 
 
 def random_state(device, state=None):
-    """The random states {name: tensor} of the CPU and the device; `state`, where given, is set first."""
+    """The random states {name: tensor} of the CPU and the device, after setting those in `state`, where given."""
     sources = {"cpu": torch} | ({device.type: getattr(torch, device.type)} if device.type != "cpu" else {})
     for name, source in sources.items():
         if state and name in state:

@@ -150,16 +150,20 @@ def parse_overrides(texts):
 def load_config(path=None, preset=None, overrides=(), base=None):
     """A nested dict of all settings. ValueError or FileNotFoundError name the file, the key and the remedy.
 
-    From the weakest to the strongest: the project's config.yaml (and over it `base`, the config of a checkpoint; keys
-    that no longer exist are left out), a preset of the project, the file, a preset in that file, `key.sub=value`
-    overrides. A preset given by its name, not by the file, goes over the file's own settings. One that only the file
-    names belongs to the data that it names: overriding data.root leaves it out. An empty `out` becomes
-    runs/<name of the data>.
+    Later ones go over earlier ones:
+      1. the project's config.yaml
+      2. `base`, the config of a checkpoint; keys that no longer exist are left out
+      3. the preset, as the project has it (with `preset` given by the caller, after 4: it was asked for by name)
+      4. the file `path`
+      5. the preset, as the file has it
+      6. `overrides`, texts key.sub=value
+    The preset that a file names goes with its data: it is left out where an override names another data.root. An empty
+    `out` becomes runs/<name of the data>.
     """
     project, project_presets = read_yaml(PROJECT)
     file_settings, file_presets = read_yaml(path or PROJECT)
     if base and not path:
-        file_settings = {}  # the project's file is the default of a run, not of its checkpoint
+        file_settings = {}  # no file was named, and the settings of a checkpoint go over the project's
     base = {key: value for key, value in flatten(base or {}).items() if key in SETTINGS}
     path, given, presets = path or PROJECT, parse_overrides(overrides), project_presets | file_presets
     name = checked("preset", preset or file_settings.get("preset", ""), path)
@@ -168,10 +172,10 @@ def load_config(path=None, preset=None, overrides=(), base=None):
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}, so the preset {name!r} is not used (--preset {name} would)")
         name = ""
-    layers = [(PROJECT, project), ("config", base), (f"{PROJECT}, preset {name}", project_presets.get(name, {})),
-              (path, file_settings), (f"{path}, preset {name}", file_presets.get(name, {}))]
+    middle = [(f"{PROJECT}, preset {name}", project_presets.get(name, {})), (path, file_settings)]
     if preset:
-        layers[2:4] = layers[3:1:-1]  # the file below the preset of the project
+        middle.reverse()
+    layers = [(PROJECT, project), ("config", base), *middle, (f"{path}, preset {name}", file_presets.get(name, {}))]
     settings = {key: checked(key, value, where) for where, layer in layers for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()
     if missing:

@@ -174,7 +174,7 @@ class Pairs:
         print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
 
     def map_planes(self, shape):
-        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; other files make another key."""
+        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; when a file changes, the key does."""
         state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for _, *pair in self.files for path in pair]
         key = hashlib.sha256(repr((state, self.colorbook.classes)).encode()).hexdigest()[:12]
         path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}"
@@ -199,7 +199,8 @@ def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical
 
     Photometric, on the image: a factor from 1 - v to 1 + v for brightness, contrast and saturation, a shift from -hue
     to hue (a turn is 1). Geometric, on both alike: a vertical flip if vertical_flip is true, a rotation by up to
-    `rotate` degrees, whose corners are black and unlabelled, and a window of crop to 1 times the size, scaled back.
+    `rotate` degrees, whose corners are black and unlabelled, and a window whose height and width are, each by itself,
+    crop to 1 times the image's, scaled back.
     """
     image, ids, mode = planes[:3], planes[3:], TF.InterpolationMode
     factors = {TF.adjust_brightness: brightness, TF.adjust_contrast: contrast, TF.adjust_saturation: saturation}
@@ -237,11 +238,12 @@ def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cp
         return np.random.default_rng([ORDER, seed, epoch]).permutation(len(pairs))
 
     def gather(first):
-        positions = range(first, first + batch_size)[mine]
-        planes = pairs.planes[[int(order(p // len(pairs))[p % len(pairs)]) for p in positions]]
+        positions = range(first, first + batch_size)[mine]  # among all images since the start of the training
+        chosen = [int(order(position // len(pairs))[position % len(pairs)]) for position in positions]
+        planes = pairs.planes[chosen]
         if augment and augment["p"] > 0:
-            for i, p in enumerate(positions):
-                planes[i] = augment_pair(planes[i], np.random.default_rng([AUGMENT, seed, p]), **augment)
+            for i, position in enumerate(positions):
+                planes[i] = augment_pair(planes[i], np.random.default_rng([AUGMENT, seed, position]), **augment)
         flips = np.random.default_rng([FLIP, seed, first]).random(batch_size)[mine] < flip
         planes[flips] = planes[flips].flip(-1)
         return planes.pin_memory() if torch.device(device).type == "cuda" else planes
@@ -255,8 +257,11 @@ def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cp
 
 
 def unpack(planes, num_classes):
-    """Planes (B, 4, H, W) uint8 to images (B, 3, H, W) in [-1, 1] and one-hot masks (B, K, H, W), both float32."""
-    return planes[:, :3].float() / 127.5 - 1, one_hot(planes[:, 3], num_classes)
+    """Planes (B, 4, H, W) uint8 to images (B, 3, H, W) in [-1, 1] and one-hot masks (B, K, H, W), both float32.
+
+    num_classes is K, or 0 for a network without masks: None then.
+    """
+    return planes[:, :3].float() / 127.5 - 1, one_hot(planes[:, 3], num_classes) if num_classes else None
 
 
 def to_uint8(x):

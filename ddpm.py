@@ -59,8 +59,8 @@ class Diffusion(nn.Module):
         self.alpha_bar = torch.cumprod(1 - make_betas(schedule, T, beta_start, beta_end), dim=0)
         if self.alpha_bar[-1] < 1e-12 or self.alpha_bar[0] > 1 - 1e-12:  # predictions are divided by their roots
             raise ValueError(f"schedule {schedule!r}, T {T}, betas {beta_start} to {beta_end}: alpha_bar goes from "
-                             f"{self.alpha_bar[0]:.3g} to {self.alpha_bar[-1]:.3g}; expected 1 - 1e-12 to 1e-12: "
-                             "choose a smaller T, or another beta_start or beta_end (nichol has its own)")
+                             f"{self.alpha_bar[0]:.3g} to {self.alpha_bar[-1]:.3g}; expected values of at least 1e-12, "
+                             "and below 1 by as much: choose another T, beta_start or beta_end (nichol has its own)")
         self.register_buffer("signal", self.alpha_bar.sqrt().float(), persistent=False)       # sqrt(alpha_bar)
         self.register_buffer("sigma", (1 - self.alpha_bar).sqrt().float(), persistent=False)  # sqrt(1 - alpha_bar)
 
@@ -90,9 +90,9 @@ class Diffusion(nn.Module):
         return t, eps, keep
 
     def errors(self, model, x0, mask, t, eps, keep=None):
-        """Mean squared error of each image, (B,), of what is predicted (eps or v), and the same as an error of eps.
+        """Mean squared errors of each image, two (B,): in the target of the training (eps or v), and in eps.
 
-        For "v" the second is alpha_bar times the first; it compares networks that predict different things.
+        The second compares networks that predict different things; for "v" it is alpha_bar times the first.
         """
         a, s = self.coefficients(t)
         target = eps if self.prediction == "eps" else a * eps - s * x0
@@ -114,8 +114,8 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, interval=None):
     mask       one-hot (B, K, H, W), or None for unconditional samples; its features are computed here, once
     guidance   w; 1 is the conditional prediction alone and 0 the unconditional one, in one pass of the network per
                step; every other value takes two, as one batch of 2B
-    interval   (low, high): w only where low < sqrt((1 - alpha_bar) / alpha_bar) <= high, the noise for a signal of 1;
-               w = 1 at other t (Kynkäänniemi et al. 2024). None: w everywhere
+    interval   (low, high): use w only where low < sqrt((1 - alpha_bar) / alpha_bar) <= high, the noise for a signal
+               of 1, and w = 1 at other t (Kynkäänniemi et al. 2024). None: w everywhere
     """
     low, high = interval or (0.0, math.inf)
     noise_level = ((1 - diffusion.alpha_bar) / diffusion.alpha_bar).sqrt().tolist()
@@ -133,7 +133,7 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, interval=None):
             both = torch.cat([features, torch.zeros_like(features)])  # adding zeros is adding no mask
             out_c, out_u = model(torch.cat([x, x]), torch.cat([t, t]), features=both).float().chunk(2)
             out = out_u + w * (out_c - out_u)
-        return diffusion.to_eps(out, x, t)  # linear in `out`, so guiding v guides eps
+        return diffusion.to_eps(out, x, t)  # the weights 1 - w and w add up to 1, so guiding v guides eps
 
     return eps_fn
 
@@ -273,8 +273,8 @@ def dpm_solver(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
 def plms(eps_fn, x, alpha_bar, steps=20, clip=True, observe=None):
     """PLMS (Liu et al. 2022): DDIM's step along a mean of the last four noises, extrapolated (Adams-Bashforth).
 
-    Without the paper's Runge-Kutta start: the first three steps average fewer noises, so that every step is one call
-    of eps_fn. Deterministic, second order.
+    Without the paper's Runge-Kutta start: the first three steps take fewer noises, so that every step is one call of
+    eps_fn, which limits the whole to second order. Deterministic.
     """
     weights = [(1,), (3 / 2, -1 / 2), (23 / 12, -16 / 12, 5 / 12), (55 / 24, -59 / 24, 37 / 24, -9 / 24)]
     history = []  # of noises, the newest first

@@ -52,7 +52,7 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
 }
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
-            "not the training, its seed or the segmenter. Copies in a draw raise FID and Frechet distance: see how "
+            "not the training, its seed or the segmenter. Repeated images raise FID and Frechet distance: see how "
             "wide it is, not where")
 SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # window: 11x11
 
@@ -182,14 +182,16 @@ def load_inception(weights, device):
         if weights:  # torch-fidelity would run whatever is pickled in it; this refuses anything but tensors
             torch.load(weights, map_location="cpu", weights_only=True)
         net = create_feature_extractor("inception-v3-compat", ["64", "2048"], cuda=False,
-                                       feature_extractor_weights_path=weights).to(device)
-        return lambda images: torch.cat(net(images.to(device)), dim=1).cpu()
+                                       feature_extractor_weights_path=weights)
     except URLError as error:
         print(f"FID and KID are left out, for want of Inception's weights ({error}). Where there is a network, get "
               f"{URL_INCEPTION_V3} and give the file with --inception-weights FILE")
+        return None
     except Exception as error:  # torch raises many kinds for a file that holds no weights
         raise ValueError(f"{weights or 'the download'}: not the weights of torch-fidelity's Inception, "
                          f"{URL_INCEPTION_V3}: {type(error).__name__}") from error
+    net.to(device)
+    return lambda images: torch.cat(net(images.to(device)), dim=1).cpu()
 
 
 # ----------------------------------------------------------------------------------------------------- numbers
@@ -201,7 +203,8 @@ def resample(n, m, real_index, times=1000):
     """How often each of n real and m generated images counts, (1 + times, n) and (1 + times, m) float64.
 
     Once in the first row, as bootstrap draws in the others. Real images are drawn, each with all that was generated
-    from its mask, those of its number in real_index (m,); without pairs (None), both sets are drawn.
+    from its mask: real_index (m,) is the number of the real image for each generated one. Without pairs (None), both
+    sets are drawn.
     """
     rng = np.random.default_rng(0)
     real, generated = (np.concatenate([np.ones((1, k)), rng.multinomial(k, [1 / k] * k, times)]) for k in (n, m))
@@ -241,14 +244,14 @@ def mean_of_pairs(matrix, counts):
 def frechet_distance(x, y, x_counts, y_counts):
     """FID (Heusel et al. 2017) of features x (n, D) and y (m, D) float64, each as often as counts (n,) and (m,) say.
 
-    With covariances A'A and B'B, the trace of (A'A B'B)^1/2 is the sum of the singular values of AB', no larger than
-    the number of images.
+    With covariances A'A and B'B (A has a row for each image), the trace of (A'A B'B)^1/2 is the sum of the singular
+    values of AB', a matrix of images by images rather than of features by features.
     """
     means, roots = [], []
     for features, counts in ((x, x_counts), (y, y_counts)):
         features, counts = features[counts > 0], counts[counts > 0, None]
         means.append((counts * features).sum(0) / counts.sum())
-        # A has a row per image; its R, with R'R = A'A, serves as well and has at most D rows
+        # A = QR with Q'Q = 1, so R'R = A'A: R serves as well as A, and has at most D rows
         roots.append(torch.linalg.qr((counts / (counts.sum() - 1)).sqrt() * (features - means[-1]), "r").R)
     spread = sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     return (means[0] - means[1]).square().sum() + spread
@@ -268,12 +271,13 @@ def in_batches(function, images, title):
     return torch.cat([function(batch) for batch in tqdm(batches, desc=title, unit="batch", leave=False)])
 
 
-def measure_masks(columns, counts, names):
-    """Were the masks obeyed? columns has ids (m, H, W): "mask", "seen in real" and "seen in generated"."""
-    numbers, ids = {}, {title.removeprefix("seen in "): torch.from_numpy(x) for title, x in columns.items()}
+def measure_masks(mask, real, generated, counts, names):
+    """Were the masks obeyed? Three arrays of ids (m, H, W): the masks, and what the segmenter sees in the images."""
+    numbers, ids = {}, {"mask": mask, "real": real, "generated": generated}
     for column in ("generated / mask", "real / mask", "generated / real"):
         seen, true = column.split(" / ")
-        matrices = [confusion_matrix(*pair, len(names)) for pair in zip(ids[true], ids[seen])]
+        pairs = zip(torch.from_numpy(ids[true]), torch.from_numpy(ids[seen]))
+        matrices = [confusion_matrix(*pair, len(names)) for pair in pairs]
         accuracy, mean_iou, iou = scores(torch.tensordot(counts, torch.stack(matrices).double(), 1))
         numbers[f"pixel accuracy: {column}"] = torch.tensor(accuracy)
         numbers[f"mean IoU: {column}"] = torch.tensor(mean_iou)
@@ -285,7 +289,8 @@ def measure_masks(columns, counts, names):
 
 
 def measure_ssim(columns, counts, colorbook):
-    """SSIM of the images (m, H, W, 3) "real" and "generated"; a sheet of all columns in eight rows, lowest first."""
+    """SSIM of the columns "real" and "generated", (m, H, W, 3); a sheet of eight pairs from the lowest to the highest.
+    """
     pairs = zip(columns["real"], tqdm(columns["generated"], desc="SSIM", unit="pair", leave=False))
     ssim = torch.tensor([structural_similarity(*pair, channel_axis=-1, **SSIM) for pair in pairs])
     rows = ssim.argsort()[torch.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().long()]
@@ -336,7 +341,7 @@ def measure_diversity(x, y, real_index, counts):
 
 def measure_copies(x, y, generated, train, counts):
     """Were images of train copied? x, y as above; also a sheet of the eight nearest."""
-    train = np.concatenate([train, train[:, :, ::-1]])  # training mirrors images
+    train = np.concatenate([train, train[:, :, ::-1]])  # training may mirror images
     learnt = thumbnails(train)
     distance, nearest = torch.cdist(y, learnt).min(1)
     numbers = {"nearest training image": mean_of(distance, counts[1]),
@@ -381,9 +386,10 @@ def evaluate(args):
     if stems:
         columns = {"mask": ids[real_index], "real": real[real_index], "generated": generated}
         if segment:
-            columns["seen in real"] = in_batches(segment, real, "segmenter, real").numpy()[real_index]
-            columns["seen in generated"] = in_batches(segment, generated, "segmenter, generated").numpy()
-            numbers |= measure_masks(columns, counts[1], pairs.colorbook.names)
+            in_real = in_batches(segment, real, "segmenter, real").numpy()[real_index]
+            in_generated = in_batches(segment, generated, "segmenter, generated").numpy()
+            columns |= {"seen in real": in_real, "seen in generated": in_generated}
+            numbers |= measure_masks(columns["mask"], in_real, in_generated, counts[1], pairs.colorbook.names)
         ssim, sheets["at_a_glance.png"] = measure_ssim(columns, counts[1], pairs.colorbook)
         numbers |= ssim | measure_diversity(x, y, real_index, counts)
     if min(len(real), len(generated)) > 1:  # one image has no covariance

@@ -73,7 +73,7 @@ def open_image(path):
     """An image file as a PIL image, read to its end, turned as its EXIF says. ValueError names file and remedy."""
     try:
         with Image.open(path) as image:
-            image.verify()  # check sums of a PNG, not looked at otherwise; it has to be opened anew then
+            image.verify()  # the check sums of a PNG; leaves the image unusable
         with Image.open(path) as image:
             frames = 1 if image.format == "MPO" else getattr(image, "n_frames", 1)  # phones add a small second image
             if frames > 1 or image.width * image.height > Image.MAX_IMAGE_PIXELS:
@@ -132,7 +132,10 @@ def check_ids(ids, colorbook, path):
 
 
 def check_grey(values, colorbook, path):
-    """ValueError if grey values may be colours: black, white, or those of classes, of which one has another id."""
+    """ValueError if grey values may be colours: black, white, or those of classes, of which one has another id.
+
+    For example, where building is (70, 70, 70) and class 2: {0, 70, 255} was probably painted, {0, 2, 255} are ids.
+    """
     greys = {r: k for k, (r, g, b) in enumerate(colorbook.colors.tolist()) if r == g == b}
     meant = {v: greys[v] for v in values if v in greys}
     if meant and {0, 255, *meant} >= set(values) and any(meant.get(v, UNLABELLED) != v for v in values):
@@ -169,7 +172,8 @@ def read_colors(rgb, colorbook, path):
                              f"`python masks.py --colorbook {quote(str(colorbook.source))}` draws")
         H, W = off.shape
         snapped = snapped.repeat(step, axis=0).repeat(step, axis=1)[:H, :W]
-        index = snapped if step == 1 else np.where(off, snapped, index)  # large: what is exact stays as it is
+        # pixels between those that were looked at keep their exact color; elsewhere snap() has decided on them too
+        index = snapped if step == 1 else np.where(off, snapped, index)
     return np.where(index < len(colorbook), index, UNLABELLED).astype(np.uint8), float(off.mean())
 
 
@@ -177,9 +181,12 @@ def snap(rgb, colors):
     """Which of colors each pixel of a drawing with soft edges was painted in.
 
     rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors (H, W), and what is unknown (H, W) bool.
-    Solid: within REACH of a color and even in 3x3, or exact in 3x3. Every other pixel takes the nearest color that is
-    solid in its square of 8x8 pixels or one beside it, so that a blend of two never becomes a third; but a thin stroke,
-    near a color and no blend of the solid ones, keeps it. Unknown: an even spot near no color, or a photograph.
+      1. A pixel is solid where its 3x3 pixels are one color: nearly (within REACH of it, and even), or exactly.
+      2. Every other pixel lies at an edge, as a blend of the colors on both sides, or in a thin stroke. It takes the
+         nearest color of those that are solid close by, so that a blend of two never becomes a third one;
+      3. but a stroke keeps its own color: it is near that color, and no blend of those that are solid close by.
+      4. Unknown is an even spot near no color, or, in a photograph, whatever is near none.
+    Close by: in the pixel's square of 8x8 pixels, or in one of the eight squares around it.
     """
     def dilate(planes):
         """The largest value of planes (C, H, W) in the 3x3 pixels around each."""
@@ -187,28 +194,29 @@ def snap(rgb, colors):
 
     (H, W), K = rgb.shape[:2], len(colors)
     rgb, colors = torch.tensor(rgb).float(), torch.tensor(colors).float()
-    distance = torch.cdist(rgb.flatten(0, 1), colors).T.reshape(K, H, W)
-    off, nearest = distance.min(dim=0)
-    far = off > REACH
+    distances = torch.cdist(rgb.flatten(0, 1), colors).T.reshape(K, H, W)
+    distance, nearest = distances.min(dim=0)
+    far = distance > REACH
     planes = rgb.permute(2, 0, 1)
     spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
-    solid = ~far & (spread <= 8) | (dilate(off[None])[0] == 0)
+    solid = ~far & (spread <= 8) | (dilate(distance[None])[0] == 0)
 
     y, x = torch.nonzero(solid, as_tuple=True)
     present = torch.zeros(K, math.ceil(H / 8), math.ceil(W / 8))  # the colors that are solid in squares of 8x8 pixels
     present[nearest[y, x], y // 8, x // 8] = 1
-    beside = dilate(present) > 0  # ... or in one of the eight squares around it
-    # the box, in RGB, of the solid colors beside: a blend of them lies in it
-    low = torch.where(beside[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
-    high = torch.where(beside[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
+    close_by = dilate(present) > 0
+    # the box, in RGB, of the colors that are solid close by: a blend of them lies in it
+    low = torch.where(close_by[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
+    high = torch.where(close_by[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
 
     row, column = torch.arange(H)[:, None] // 8, torch.arange(W) // 8  # the square of each pixel
-    between = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
-    index = (distance + (1000.0 * ~beside)[:, row, column]).argmin(dim=0)  # 1000: farther than any color
-    index = torch.where(far | between, index, nearest)
+    blend = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
+    index = (distances + (1000.0 * ~close_by)[:, row, column]).argmin(dim=0)  # 1000: farther than any color
+    index = torch.where(far | blend, index, nearest)
     unknown = far & (spread <= 2)
-    if unknown.sum() <= 0.01 * (~solid).sum():  # so few may be soft edges; then only a photograph is refused
-        unknown = far & ((far & ~between).float().mean() > 0.25)
+    if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are soft edges by chance: no unknown color
+        is_photograph = (far & ~blend).float().mean() > 0.25
+        unknown = far & is_photograph
     return index.numpy(), unknown.numpy()
 
 

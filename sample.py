@@ -41,21 +41,23 @@ FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each i
 TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # they come with the project: see RESULTS.md
 
 
-def resolve(args):
+def resolve(args, state=None):
     """The checkpoint as a dict, and the settings of the samples: its `sample` part, with guidances, size and device.
 
-    cfg, without the checkpoint, names the run, the device and a mask that was written into config.yaml.
+    cfg, without the checkpoint, names the run, the device and a mask that was written into config.yaml. state is the
+    checkpoint where it was loaded before.
     """
     cfg = load_config(args.config, args.preset, args.set)
     given = parse_overrides(args.set)
     foreign = [key for key in given if not key.startswith("sample.") and key not in ("out", "device")]
     if foreign:
         raise ValueError(f"--set {foreign[0]}: the checkpoint has its own; here --set takes sample.*, out and device")
-    path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
-    if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
-        print(f"{path.parent} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
-        path = TOY_WEIGHTS
-    state = load_checkpoint(path)
+    if state is None:
+        path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
+        if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
+            print(f"{path.parent} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
+            path = TOY_WEIGHTS
+        state = load_checkpoint(path)
     s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
     s["mask"] = cfg["sample"]["mask"] or s["mask"]
     for key in FLAGS:
@@ -90,6 +92,17 @@ def resolve(args):
     elif Path(s["mask"]).resolve() == Path(s["out"], "masks" if args.as_dataset else "").resolve():
         raise ValueError(f"{s['mask']}: the masks are in it; choose another folder for the images with --out")
     return state, s
+
+
+def load_network(state, s):
+    """The colorbook, the network with its averaged weights, the diffusion and autocast; s["precision"] is decided."""
+    s["precision"] = state["config"]["train"]["precision"] = pick_precision(s["precision"], s["device"])
+    colorbook = Colorbook(state["colorbook"], source=state["path"])
+    model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
+    model.load_state_dict(state["ema"])
+    model.eval()
+    torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
+    return colorbook, model, diffusion, autocast
 
 
 def read_masks(path, colorbook, size):
@@ -163,16 +176,16 @@ def read_edit(args, mask, colorbook, size):
     return edit
 
 
-def plan(state, s, masks, counts, edits):
+def plan(state, s, masks, counts=None, edits=None):
     """The jobs, a dict for each image: all that it depends on, as it will stand in its PNG.
 
-    counts: {stem of a mask, or None without masks: how many images}.
+    counts: {stem of a mask, or None without masks: how many images}; by default s["n"] of each mask.
     """
     shared = {key: s[key] for key in ("guidance_interval", "sampler", "steps", "eta", "precision")}
     shared |= {"checkpoint": str(state["path"]), "trained_steps": state["step"],
                "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy())}  # training changes the last layer
     jobs, first = [], s["seed"]
-    for stem, n in counts.items():
+    for stem, n in (counts or dict.fromkeys(masks, s["n"])).items():
         of_mask = {"mask": stem}
         if stem is not None:
             of_mask |= {"mask_source": str(Path(s["mask"])), "mask_crc32": zlib.crc32(masks[stem].tobytes())}
@@ -223,10 +236,11 @@ def save(job, image, out):
         raise OSError(f"{path} was not saved: {error}; is the disk full? --resume makes the rest") from error
 
 
-def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=True):
+def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=True, observe=lambda *step: None):
     """Make the image of each job; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
 
     edits: {stem: prepare_edit()}, for real images that are redrawn; the results have their sizes.
+    observe(t, x, eps, x0) is called at every step of a batch; see ddpm.py.
 
     Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. As few
     batches as s["batch_size"] allows; smaller ones once the device's memory turns out to be too small.
@@ -253,7 +267,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=Tru
                         eps_fn = keep_pixels(eps_fn, real, keep.to(device), diffusion.alpha_bar)
                     noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
                     x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
-                               observe=lambda *_: bar.update(len(batch)))
+                               observe=lambda *step: (bar.update(len(batch)), observe(*step)))
                 images = to_uint8(x)
                 if edits:
                     images = [put_back(edits[job["mask"]], image) for job, image in zip(batch, images)]
@@ -291,20 +305,17 @@ def draw_sheet(jobs, masks, colorbook, out, edits):
 def run(args):
     state, s = resolve(args)
     rank, ranks = join_processes(s["device"])
-    s["precision"] = state["config"]["train"]["precision"] = pick_precision(s["precision"], s["device"])
-    colorbook, out, started = Colorbook(state["colorbook"], source=state["path"]), Path(s["out"]), time.monotonic()
-    model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
-    model.load_state_dict(state["ema"])
-    model.eval()
-    torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it
-    masks, edits, sheet = {}, {}, out / "sheet.png"
+    out, started = Path(s["out"]), time.monotonic()
+    colorbook, model, diffusion, autocast = load_network(state, s)
+    masks, edits, counts, sheet = {}, {}, None, out / "sheet.png"
     if args.image:
         edits = {Path(s["mask"]).stem: read_edit(args, s["mask"], colorbook, s["size"])}
         masks = {stem: edit["ids"] for stem, edit in edits.items()}
     elif not args.unconditional:
         masks = read_masks(s["mask"], colorbook, s["size"])
-    counts = {None: args.unconditional} if args.unconditional else dict.fromkeys(masks, s["n"])
-    if args.only:
+    if args.unconditional:
+        counts = {None: args.unconditional}
+    elif args.only:
         counts = share_out(masks, args.only.split(","), colorbook, s["n"])
     if args.as_dataset:
         check_dataset(out, colorbook)
@@ -349,7 +360,7 @@ def run(args):
           f"by side in {sheet}")
 
 
-def main():
+def make_parser():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--mask", help="a mask file, or a folder of them")
     parser.add_argument("--unconditional", type=int, metavar="N", help="N images without a mask")
@@ -371,7 +382,11 @@ def main():
     parser.add_argument("--resume", action="store_true", help="skip the images that are there with the same settings")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"])
     add_config_arguments(parser)
-    command(run, parser.parse_args())
+    return parser
+
+
+def main():
+    command(run, make_parser().parse_args())
 
 
 if __name__ == "__main__":

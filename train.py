@@ -60,14 +60,21 @@ def validate(model, diffusion, pairs, count, batch_size, device, autocast):
     t = ((torch.arange(n) + 0.5) * diffusion.T / n).long()[shuffled]
     errors = []
     for part in torch.arange(n).split(batch_size):
-        x0, mask = unpack(pairs.planes[chosen[part]].to(device), len(pairs.colorbook))
+        x0, mask = unpack(pairs.planes[chosen[part]].to(device), model.num_classes)
         eps = noise_like_seeds(part.tolist(), x0.shape[1:], device)()
         with autocast():
-            both = diffusion.errors(model, x0, mask if model.num_classes else None, t[part].to(device), eps)
+            both = diffusion.errors(model, x0, mask, t[part].to(device), eps)
         errors.append(torch.stack(both))
     error, eps_error = torch.cat(errors, dim=1).cpu()
     quarters = [error[t * 4 // diffusion.T == quarter].mean().item() for quarter in range(4)]
     return error.mean().item(), quarters, eps_error.mean().item()
+
+
+def validation_row(model, ema, *args):
+    """validate() of the averaged and of the raw weights, as {column of the log: value}."""
+    val_loss, quarters, val_eps = validate(ema, *args)
+    _, _, val_eps_raw = validate(model, *args)
+    return dict(zip(QUARTERS, quarters)) | {"val_loss": val_loss, "val_eps": val_eps, "val_eps_raw": val_eps_raw}
 
 
 @torch.no_grad()
@@ -75,7 +82,7 @@ def preview(model, diffusion, pairs, cfg, device, autocast):
     """A sheet of masks, real images, and what the model makes of the masks, always the same masks and seeds."""
     chosen = torch.linspace(0, len(pairs) - 1, min(cfg["train"]["previews"], len(pairs))).round().long()
     planes = pairs.planes[chosen]
-    mask = unpack(planes.to(device), len(pairs.colorbook))[1] if model.num_classes else None
+    _, mask = unpack(planes.to(device), model.num_classes)
     with autocast():
         eps_fn = guided_eps(model, diffusion, mask, cfg["sample"]["guidance"])
         noise = noise_like_seeds(range(len(chosen)), (3, *planes.shape[2:]), device)
@@ -207,13 +214,33 @@ def read_data(cfg, rank, ranks, dry_run):
     return pairs
 
 
+def train_step(net, num_classes, diffusion, optimizer, scaler, autocast, c, planes, drawn):
+    """One step of the optimiser on the planes of a batch and what Diffusion.draw() drew for it, in micro-batches.
+
+    c is the config's train part. Returns the mean loss and the norm of the gradient before clipping, on the device.
+    """
+    optimizer.zero_grad()
+    mean_loss = 0
+    for part, t, eps, keep in zip(*(x.chunk(c["accumulate"]) for x in (planes, *drawn))):
+        x0, mask = unpack(part, num_classes)
+        with autocast():
+            loss = diffusion.loss(net, x0, mask, t, eps, keep) / c["accumulate"]
+        scaler.scale(loss).backward()
+        mean_loss += loss.detach()
+    scaler.unscale_(optimizer)
+    norm = torch.nn.utils.clip_grad_norm_(net.parameters(), c["grad_clip"])
+    scaler.step(optimizer)
+    scaler.update()
+    return mean_loss, norm
+
+
 def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank, ranks, resume):
     """Optimiser steps, EMA, and now and then a row of the log, previews and a checkpoint.
 
     seconds counts all time, over restarts too; busy only that of optimiser steps since the last row of the log.
     """
     d, c, out = cfg["data"], cfg["train"], Path(cfg["out"])
-    path, log, num_classes = out / "checkpoint.pt", out / "log.csv", len(pairs.colorbook)
+    path, log = out / "checkpoint.pt", out / "log.csv"
     ema = copy.deepcopy(model).requires_grad_(False)
     optimizer = torch.optim.AdamW(model.parameters(), lr=c["lr"], betas=(0.9, c["beta2"]), fused=True)
     scaler = torch.amp.GradScaler(device.type, enabled=c["precision"] == "fp16")
@@ -241,29 +268,20 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
     with bar, stop_signals() as stop:
         tick = time.monotonic()
         while step < c["steps"] and not halt:
-            # linear warm-up, constant up to step `hold`, then as 1 / sqrt(step); a checkpoint brings betas of its own
+            # linear warm-up, constant up to step `hold`, then proportional to 1 / sqrt(step)
             lr = c["lr"] * min((step + 1) / c["warmup"], 1, math.sqrt(c["hold"] / (step + 1)))
             for group in optimizer.param_groups:
-                group |= {"lr": lr, "betas": (0.9, c["beta2"])}
-            optimizer.zero_grad()
+                group |= {"lr": lr, "betas": (0.9, c["beta2"])}  # a resumed optimizer has the betas of its checkpoint
             # random numbers of the whole batch, however many processes and micro-batches share it
             drawn = [x.chunk(ranks)[rank] for x in diffusion.draw((batch, 3, *d["size"]), c["label_drop"], device)]
-            micro_batches = zip(*(x.chunk(c["accumulate"]) for x in (next(loader), *drawn)))
-            for planes, t, eps, keep in micro_batches:
-                x0, mask = unpack(planes, num_classes)
-                with autocast():
-                    loss = diffusion.loss(net, x0, mask if model.num_classes else None, t, eps, keep)
-                scaler.scale(loss / c["accumulate"]).backward()
-                sums[0] += loss.detach() / c["accumulate"]
-            scaler.unscale_(optimizer)
-            norm = torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])
-            scaler.step(optimizer)
-            scaler.update()
+            loss, norm = train_step(
+                net, model.num_classes, diffusion, optimizer, scaler, autocast, c, next(loader), drawn)
             step, images = step + 1, images + batch
             decay = min(c["ema"], (1 + step) / (10 + step))  # EMA warm-up: early previews show the present weights
             with torch.no_grad():
                 torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - decay)
 
+            sums[0] += loss
             # an overflow of fp16, which GradScaler answers by leaving out the step, is no alarm
             sums[1] += norm.nan_to_num(0, 0, 0) if scaler.is_enabled() else norm
             bar.update(batch)
@@ -285,9 +303,8 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
                 row = {"step": step, "epoch": images / len(pairs), "seconds": seconds, "loss": loss_mean,
                        "grad_norm": norm_mean, "images_per_s": (step - logged_step) * batch / busy}
                 if "val" in due:
-                    args = held_out, c["val_pairs"], batch, device, autocast
-                    row["val_loss"], quarters, row["val_eps"] = validate(ema, diffusion, *args)
-                    row |= dict(zip(QUARTERS, quarters)) | {"val_eps_raw": validate(model, diffusion, *args)[2]}
+                    at_once = batch // ranks // c["accumulate"]
+                    row |= validation_row(model, ema, diffusion, held_out, c["val_pairs"], at_once, device, autocast)
                     bar.write(f"step {step}: loss {loss_mean:.4f}, "
                               f"val_loss {row['val_loss']:.4f}, val_eps {row['val_eps']:.4f}")
                 if not rank:
@@ -305,6 +322,8 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
                     "scaler": scaler.state_dict(), "rng": random_state(device), "step": step, "images": images,
                     "seconds": seconds, "config": cfg, "colorbook": pairs.colorbook.classes})
             tick = time.monotonic()
+    if ranks > 1:
+        dist.barrier()  # torchrun ends all processes once one has ended: the checkpoint has to be written by then
     if halt and step < c["steps"]:
         print(f"stopped at step {step} of {c['steps']}, saved in {path}: go on with --resume {quote(str(out))}")
         raise SystemExit(128 + int(halt))

@@ -63,7 +63,7 @@ class Down(nn.Module):
 class Up(nn.Module):
     """Double the image, join the skip connection, convolve, add the time.
 
-    x (B, in - C, H, W) and skip (B, C, 2H, 2W) give (B, out, 2H, 2W).
+    x and skip (B, C, 2H, 2W) give (B, out, 2H, 2W); in_ch counts the channels of both, so x is (B, in_ch - C, H, W).
     """
 
     def __init__(self, in_ch, out_ch, emb_dim):
@@ -136,7 +136,8 @@ class UNet(nn.Module):
 
         x         (B, 3, H, W) float, about N(0, 1) at high noise and [-1, 1] at none
         t         (B,) time steps 0..T-1
-        mask      (B, K, H, W) one-hot, all zero where unlabelled; None adds no features, which is not the same
+        mask      (B, K, H, W) one-hot, all zero where unlabelled; None adds no features at all, while a mask that is
+                  zero everywhere still adds those that the stem makes of it
         features  (B, h, H, W) from mask_features(), instead of mask
         keep      (B,) bool: False drops the mask of that image, as None would for the whole batch
         returns   (B, 3, H, W)

@@ -28,10 +28,9 @@ from tqdm import tqdm
 
 from checkpoint import build, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
-from dataset import unpack
 from ddpm import guided_eps, noise_like_seeds, sample
 from masks import Colorbook, one_hot
-from train import wrap
+from train import train_step, wrap
 
 # Bozsó 2023, Table 2: images, then seconds for 1000 steps with and without a mask, V100. The two differ by the mask
 # stem's share of the work, so each is one pass per step; guidance takes two.
@@ -192,20 +191,11 @@ def training_step(cfg, num_classes, device, layout="channels_last", compiled=Fal
     planes = planes.pin_memory() if device.type == "cuda" else planes
 
     def step():
-        draws = diffusion.draw((B, 3, *size), c["label_drop"], device)
-        batch = planes.to(device, non_blocking=True), *draws
-        for micro_batch, t, eps, keep in zip(*(x.chunk(c["accumulate"]) for x in batch)):
-            x0, mask = unpack(micro_batch, num_classes)
-            with autocast():
-                loss = diffusion.loss(net, x0, mask if model.num_classes else None, t, eps, keep)
-            scaler.scale(loss / c["accumulate"]).backward()
-        scaler.unscale_(optimizer)
-        torch.nn.utils.clip_grad_norm_(model.parameters(), c["grad_clip"])
-        scaler.step(optimizer)
-        scaler.update()
+        drawn = diffusion.draw((B, 3, *size), c["label_drop"], device)
+        batch = planes.to(device, non_blocking=True)
+        train_step(net, model.num_classes, diffusion, optimizer, scaler, autocast, c, batch, drawn)
         with torch.no_grad():
             torch._foreach_lerp_(list(ema.parameters()), list(model.parameters()), 1 - c["ema"])
-        optimizer.zero_grad()
 
     step()
     moments = [v for state in optimizer.state.values() for v in state.values()]

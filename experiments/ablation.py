@@ -102,8 +102,8 @@ def train_variant(name, args, out):
 
 
 def judge_variant(args, state, out):
-    """Sample the test masks at each guidance and evaluate: {guidance: {number: value}}."""
-    split, reports = Path(state["config"]["data"]["root"], "test").absolute(), {}
+    """Sample the held-out masks at each guidance and evaluate: {guidance: {number: value}}."""
+    split, reports = Path(state["config"]["data"]["root"], args.split).absolute(), {}
     made = out / "images"
     guidances = ",".join(f"{w:g}" for w in args.guidance)
     run_program("sample.py", "--checkpoint", out / "checkpoint.pt", "--mask", split / "masks", "--n", args.n,
@@ -151,7 +151,7 @@ def ablation(args):
                 opened.write(json.dumps(results, indent=1).encode())
     print_table(results)
     root = load_config(args.config, args.preset, args.set)["data"]["root"]
-    draw(results, Path(root, "test"), args.guidance[-1], out).save(out / "variants.png")
+    draw(results, Path(root, args.split), args.guidance[-1], out).save(out / "variants.png")
     print(f"{file}, {out / 'variants.png'}")
 
 
@@ -195,6 +195,7 @@ def main():
                         + ", ".join(VARIANTS))
     parser.add_argument("--minutes", type=float, default=0, help="of training, for each variant; default: train.steps")
     parser.add_argument("--guidance", type=float, nargs="+", default=[1.0, 2.0], help="default: 1 2")
+    parser.add_argument("--split", default="test", help="whose masks are drawn; default: %(default)s")
     parser.add_argument("--n", type=int, default=1, help="images of each mask; default: %(default)s")
     parser.add_argument("--out", type=Path, default=Path("runs/ablation"), help="default: %(default)s")
     command(ablation, parser.parse_args())

@@ -21,12 +21,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from tqdm import tqdm
 
-from checkpoint import build, load_checkpoint, pick_device, pick_precision
+from checkpoint import load_checkpoint, pick_device
 from config import command
 from dataset import Pairs, contact_sheet, to_uint8, unpack
 from ddpm import guided_eps, keep_pixels, noise_like_seeds, predict_eps, predict_x0, sample, steps_down
+from sample import load_network
 
 WAYS = {  # how the real pixels get in, sampler, eta, rounds of each step
     "replacement": ("replace", "dpm_solver", 0.0, 1),
@@ -100,11 +100,8 @@ def measure(drawn, real, keep):
 
 def run(args):
     state, device = load_checkpoint(args.checkpoint), pick_device(args.device)
-    settings = state["config"]["sample"]
-    state["config"]["train"]["precision"] = pick_precision(settings["precision"], device)
-    model, diffusion, autocast = build(state["config"], len(state["colorbook"]), device)
-    model.load_state_dict(state["ema"])
-    model.eval()
+    settings = state["config"]["sample"] | {"device": device}
+    _, model, diffusion, autocast = load_network(state, settings)
     size = tuple(state["config"]["data"]["size"])
     pairs = Pairs(args.root, args.split, size)
     chosen = np.linspace(0, len(pairs) - 1, min(args.images, len(pairs))).round().astype(int)
@@ -112,8 +109,10 @@ def run(args):
     keep = hide_boxes(len(chosen), size).to(device)
     guidance = settings["guidance"] if args.guidance is None else args.guidance
 
+    print(f"{len(chosen)} images of {pairs.folder}, {args.samples} samples, {args.steps} steps, guidance {guidance:g}")
+    print(f"{'':24}" + "".join(f"{name:>16}" for name in ("distance", "of mean", "seam", "inside")))
     results, columns = {}, {"real": real, "hidden": real * keep}
-    for way, (how, sampler, eta, rounds) in tqdm(WAYS.items(), unit="way"):
+    for way, (how, sampler, eta, rounds) in WAYS.items():
         drawn = []
         for k in range(args.samples):
             noise = noise_like_seeds(range(k * len(chosen), (k + 1) * len(chosen)), real.shape[1:], device)
@@ -127,14 +126,11 @@ def run(args):
                     x = sample(eps_fn, noise, diffusion.alpha_bar, sampler, args.steps, eta)
             drawn.append(torch.where(keep, real, x.float().clamp(-1, 1)))
         columns[way] = drawn[0]
-        results[way] = measure(torch.stack(drawn), real, keep)
+        measured = measure(torch.stack(drawn), real, keep)
         results[way] = {name: [values.mean().item(), values.std().item() / len(chosen) ** 0.5]
-                        for name, values in results[way].items()}
+                        for name, values in measured.items()}
+        print(f"{way:24}" + "".join(f"{mean:9.2f} ± {error:4.2f}" for mean, error in results[way].values()), flush=True)
 
-    print(f"{len(chosen)} images of {pairs.folder}, {args.samples} samples, {args.steps} steps, guidance {guidance:g}")
-    print(f"{'':24}" + "".join(f"{name:>16}" for name in results["membrane"]))
-    for way, row in results.items():
-        print(f"{way:24}" + "".join(f"{mean:9.2f} ± {error:4.2f}" for mean, error in row.values()))
     args.out.mkdir(parents=True, exist_ok=True)
     (args.out / "seams.json").write_text(json.dumps(results, indent=1))
     images = [to_uint8(column) for column in columns.values()]

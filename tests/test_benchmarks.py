@@ -211,6 +211,10 @@ def test_ladder_shows_every_preview(command, run, tmp_path, capsys):
         top = (2 + i) * (height + ladder.CAPTION) + ladder.CAPTION
         assert np.array_equal(drawn[top : top + height], sheet[2 * height : 3 * height])
     assert [line.split(" | ")[0] for line in capsys.readouterr().out.splitlines()[2:]] == ["| 2", "| 4"]
+    command(ladder, "--run", run, "--out", tmp_path / "ladder.png", "--weights", run / "checkpoint.pt")
+    drawn = np.array(Image.open(tmp_path / "ladder.png"))  # its own weights make the last preview once more
+    assert len(drawn) == 5 * (height + ladder.CAPTION)
+    assert np.array_equal(drawn[-height:], sheet[2 * height : 3 * height])
 
 
 # --------------------------------------------------------------------------------------------------- steps

@@ -560,3 +560,22 @@ def test_processes_wait_for_hours_and_only_the_first_prints(monkeypatch, rank, c
     (backend, timeout), = groups
     assert "gloo" in backend and timeout.total_seconds() >= 24 * 3600
     assert capsys.readouterr().out == ("" if rank else "hello\n")
+
+
+@pytest.mark.parametrize("change", ["newer", "unreadable"])
+def test_what_is_not_damaged_is_not_replaced_by_the_previous_one(tmp_path, small_state, monkeypatch, change):
+    """A checkpoint of a newer program, or one that may not be read, is an error; the previous one does not stand in."""
+    path = tmp_path / "checkpoint.pt"
+    save_checkpoint(path, small_state(1))
+    if change == "newer":
+        monkeypatch.setattr("checkpoint.FORMAT", 2)
+    save_checkpoint(path, small_state(2))
+    monkeypatch.undo()
+    if change == "unreadable":
+        def refuse(*_):
+            raise PermissionError(13, "Permission denied", str(path))
+        monkeypatch.setattr("checkpoint.zipfile.ZipFile", refuse)
+    before = files(tmp_path)
+    with pytest.raises((ValueError, PermissionError), match="format 2 is newer|Permission denied"):
+        load_checkpoint(path)
+    assert files(tmp_path) == before

@@ -365,7 +365,7 @@ def test_layers_have_their_labels(command, real, fake):
     low, high = report["numbers"]["KID"]["interval"]
     assert low < expected < high
     assert all(x["interval"][0] < x["interval"][1] for name, x in report["numbers"].items() if "FID" in name)
-    assert "Copies in a draw raise FID" in report["interval"]
+    assert "Repeated images raise FID" in report["interval"]
 
 
 def test_ceiling_and_iou_agree_with_their_definition(command, real, fake, judge, tmp_path):

@@ -1,6 +1,7 @@
 """What the README promises: its commands can be typed, and what it names is there."""
 
 import argparse
+import ast
 import re
 import runpy
 import shlex
@@ -122,6 +123,27 @@ def test_the_reading_order_names_every_file():
     names = set(re.findall(r"`([\w/]+\.(?:py|yaml))`", order))
     assert all(Path(name).exists() for name in names)
     assert names >= {path.name for path in Path(".").glob("*.py")}
+
+
+def quotations():
+    """[(file, function, line)] of all quoted code that tells how it works; the comment above a line names its place."""
+    section, found = README.split("## How it works\n")[1].split("\n## ")[0], []
+    for fence in re.findall(r"^```python\n(.*?)^```", section, re.M | re.S):
+        for line in fence.splitlines():
+            if line.startswith("#"):
+                place = re.search(r"  (\w+\.py), ([\w.]+)$", line).groups()
+            else:
+                found.append((*place, line))
+    return found
+
+
+@pytest.mark.parametrize("file, function, line", quotations())
+def test_quoted_lines_are_in_the_code(file, function, line):
+    """A line that the README quotes stands, as it is, in the function named beside its equation."""
+    code = Path(file).read_text(encoding="utf-8")
+    functions = [node for node in ast.walk(ast.parse(code)) if isinstance(node, ast.FunctionDef)]
+    sources = [ast.get_source_segment(code, node) for node in functions if node.name == function.split(".")[-1]]
+    assert any(line in map(str.strip, source.splitlines()) for source in sources)
 
 
 def test_ci_runs_the_readme_command():
