@@ -170,8 +170,8 @@ def read_edit(args, mask, colorbook, size):
         raise ValueError(f"{reference}: {changed.mean():.0%} of the pixels are {'white' if args.redraw else 'new'}; "
                          "expected a part of the image, of which the rest is kept")
     (top, bottom), (left, right) = ((part.start, part.stop) for part in edit["window"])
-    print(f"{args.image}: {changed.mean():.1%} are new, and redrawn with a margin in a window of {bottom - top}x"
-          f"{right - left} at row {top}, column {left}, which the network sees at {size[0]}x{size[1]}")
+    print(f"{args.image}: {changed.mean():.1%} are new by {reference}, and redrawn with a margin in a window of "
+          f"{bottom - top}x{right - left} at row {top}, column {left}, which the network sees at {size[0]}x{size[1]}")
     edit["settings"] = {"image": str(args.image), "edit_crc32": zlib.crc32(image.tobytes() + changed.tobytes())}
     return edit
 

@@ -14,6 +14,7 @@ import sample as sample_module
 from checkpoint import build, save_checkpoint
 from dataset import prepare_edit, put_back
 from ddpm import Diffusion, keep_pixels, noise_like_seeds, predict_eps, predict_x0, sample
+from experiments import seams
 from masks import Colorbook, save_mask
 from unet import UNet
 
@@ -322,3 +323,28 @@ def test_mistakes_are_messages(edit, tmp_path, case, words):
     message = str(stopped.value.code)
     assert message.startswith("error: ") and all(word in message for word in words), message
     assert not (tmp_path / "out").exists()
+
+
+# ----------------------------------------------------------------------------------------- experiments/seams.py
+
+
+def test_the_measures_of_a_seam():
+    """On a ramp of 0.1 a pixel whose hidden box is too bright by 0.4, distance, seam and inside are known."""
+    keep = seams.hide_boxes(2, (18, 24))
+    real = (torch.arange(24) / 10 - 1.2).expand(2, 3, 18, 24)
+    result = seams.measure((real + 0.4 * ~keep)[None], real, keep)
+    h, w = 6, 8
+    across = (h * (0.1 + 0.4) + h * (0.4 - 0.1) + 2 * w * 0.4) / (2 * h * 0.1)  # left, right, above and below
+    for name, expected in {"distance": 0.4 * 127.5, "of mean": 0.4 * 127.5, "seam": across, "inside": 1.0}.items():
+        torch.testing.assert_close(result[name], torch.full((2,), expected), rtol=1e-4, atol=1e-4)
+
+
+def test_seams_end_to_end(checkpoint, flat_root, tmp_path, monkeypatch, capsys):
+    """The command measures every way, prints a row for each and draws the sheet."""
+    arguments = ["--checkpoint", checkpoint, "--root", flat_root, "--images", 2, "--samples", 2, "--steps", 2, "--out",
+                 tmp_path / "seams", "--device", "cpu"]
+    monkeypatch.setattr(sys, "argv", ["seams", *map(str, arguments)])
+    seams.main()
+    results = json.loads((tmp_path / "seams" / "seams.json").read_text())
+    assert len(results) == 6 and all(set(row) == {"distance", "of mean", "seam", "inside"} for row in results.values())
+    assert "membrane, eta 1" in capsys.readouterr().out and (tmp_path / "seams" / "sheet.png").exists()
