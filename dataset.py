@@ -12,6 +12,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
@@ -54,6 +55,35 @@ def fit_pair(image, ids, size, crop, where):
         raise ValueError(f"{where}: the image is {image.shape[:2]} and the mask {ids.shape} (height, width); "
                          "a pair must have one size")
     return fit(image, size, crop), fit(ids, size, crop)
+
+
+def prepare_edit(image, mask, changed, size):
+    """A real image (H, W, 3), its new mask (H, W), and where to redraw it (H, W) bool, cut out for a network of `size`.
+
+    The window around the change has the network's size, or, where the change takes more than half of that, twice the
+    change's. A dict: image and mask as given, window (slices); and, in the network's size, what is in the window: real
+    (h, w, 3), ids (h, w), and keep (1, h, w) bool, which leaves a margin of 1/32 around the change.
+    """
+    first, last = np.argwhere(changed).min(axis=0), np.argwhere(changed).max(axis=0) + 1
+    scale = max(1, *(2 * (last - first) / size))
+    sides = np.minimum(np.round(scale * np.array(size)), changed.shape).astype(int)
+    start = np.clip((first + last - sides) // 2, 0, changed.shape - sides)
+    window = tuple(slice(a, a + n) for a, n in zip(start.tolist(), sides.tolist()))
+    extent = changed[window].shape
+    margin = max(1, min(size) // 32)
+    redraw = F.adaptive_max_pool2d(torch.from_numpy(changed[window])[None].float(), size)
+    redraw = F.max_pool2d(redraw, 2 * margin + 1, 1, margin)
+    return {"image": image, "mask": mask, "window": window, "real": fit(image[window], size, extent),
+            "ids": fit(mask[window], size, extent), "keep": redraw == 0}
+
+
+def put_back(edit, drawn):
+    """The whole image with what was drawn, (h, w, 3) uint8, in its window; pixels that are kept stay bit for bit."""
+    image, window = edit["image"].copy(), edit["window"]
+    extent = image[window].shape[:2]
+    new = F.interpolate((~edit["keep"])[None].float(), extent, mode="bilinear")[0, 0, :, :, None].numpy()
+    image[window] = np.round(new * fit(drawn, extent, drawn.shape[:2]) + (1 - new) * image[window])
+    return image
 
 
 def list_files(folder, ending=""):

@@ -12,13 +12,14 @@ function eps_fn(x, t) with t an int, so that an exact answer can stand in for th
 
 Sources: Ho et al. 2020 (DDPM), Ho and Salimans 2022 (classifier-free guidance), Salimans and Ho 2022 (v),
 Song et al. 2021 (DDIM), Lu et al. 2022 (DPM-Solver++), Liu et al. 2022 (PLMS), Kynkäänniemi et al. 2024 (guidance in an
-interval), Nichol and Dhariwal 2021, and the thesis (Bozsó 2023).
+interval), Wang et al. 2023 (DDNM: keeping pixels), Nichol and Dhariwal 2021, and the thesis (Bozsó 2023).
 """
 
 import math
 
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 
 # ------------------------------------------------------------------------------------------------ schedules
 
@@ -135,6 +136,32 @@ def guided_eps(model, diffusion, mask=None, guidance=3.0, interval=None):
         return diffusion.to_eps(out, x, t)  # the weights 1 - w and w add up to 1, so guiding v guides eps
 
     return eps_fn
+
+
+def keep_pixels(eps_fn, image, keep, alpha_bar):
+    """An eps_fn for redrawing a part of a real image: the x_0 that it predicts is `image` where `keep` is true.
+
+    image (B, 3, H, W) in [-1, 1], keep (B, 1, H, W) bool; for every sampler, which then returns the kept pixels.
+
+    To replace the predicted x_0 is DDNM (Wang et al. 2023) with a mask as its operator. By itself it leaves a frame
+    around the new part, since the network sees the real pixels only through the noise. So what it got wrong there is
+    also carried over the border: a membrane, in which every new pixel has the mean of its neighbours (Pérez et al.
+    2003), relaxed for 40 rounds only, so that it fades away. For smooth images it is about the conditional mean of
+    the new pixels given the kept ones. x_0 is clipped here, whatever the sampler does.
+    """
+    reach = max(1, min(image.shape[2:]) // 64)  # of a round, in pixels
+
+    def eps_fn_that_keeps(x, t):
+        abar = alpha_bar[t].item()
+        x0 = predict_x0(x, eps_fn(x, t), abar)
+        error = torch.where(keep, image - x0, 0)
+        membrane = error
+        for _ in range(40):
+            mean = F.avg_pool2d(membrane, 2 * reach + 1, 1, reach, count_include_pad=False)
+            membrane = torch.where(keep, error, mean)
+        return predict_eps(x, (x0 + membrane).clamp(-1, 1), abar)
+
+    return eps_fn_that_keeps
 
 
 def noise_like_seeds(seeds, shape, device="cpu"):

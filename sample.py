@@ -6,6 +6,8 @@
     python sample.py --mask my.png --guidance 1,2,3,5               the same seeds at each guidance, on one sheet
     python sample.py --mask my.png --sampler ddpm                   all 1000 steps of Algorithm 2
     python sample.py --unconditional 16                             no mask
+    python sample.py --mask masks/ --only person,rider --as-dataset more    pairs to train on, of masks with these
+    python sample.py --image street.png --image-mask mask.png --mask edited.png     redraw what differs, keep the rest
     torchrun --nproc_per_node=4 -- sample.py --mask masks/          the same images, shared out to 4 processes or GPUs
 
 Settings come from the flags, else from --set, else from a --config or --preset that is named, else from the checkpoint.
@@ -31,9 +33,9 @@ from tqdm import tqdm
 
 from checkpoint import build, join_processes, load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, checked, command, load_config, parse_overrides
-from dataset import contact_sheet, fit, list_files, read_image, to_uint8
-from ddpm import guided_eps, noise_like_seeds, sample
-from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, read_mask
+from dataset import contact_sheet, fit, list_files, prepare_edit, put_back, read_image, to_uint8
+from ddpm import guided_eps, keep_pixels, noise_like_seeds, sample
+from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, read_mask, save_mask
 
 FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each is the setting sample.<flag>
 TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # they come with the project: see RESULTS.md
@@ -62,6 +64,9 @@ def resolve(args, state=None):
         if getattr(args, key) is not None:
             s[key] = checked(f"sample.{key}", getattr(args, key), f"--{key.replace('_', '-')}")
     s["guidances"] = [s["guidance"]]
+    s["out"] = args.as_dataset or s["out"]
+    if (args.image_mask or args.redraw) and not args.image:
+        raise ValueError("--image-mask and --redraw tell what is new in an image: give it with --image")
     if args.guidance:
         where = f"--guidance {args.guidance} (several as 1,2,3,5)"
         s["guidances"] = list(dict.fromkeys(checked("sample.guidance", w, where) for w in args.guidance.split(",")))
@@ -76,15 +81,16 @@ def resolve(args, state=None):
     if args.unconditional is not None:
         if args.unconditional < 1:
             raise ValueError(f"--unconditional {args.unconditional}: expected how many images to make, 1 or more")
-        if args.mask or args.guidance or args.n:
-            raise ValueError("--unconditional N makes N images without a mask: leave out --mask, --guidance and --n")
+        if any((args.mask, args.guidance, args.n, args.only, args.as_dataset, args.image)):
+            raise ValueError("--unconditional N makes N images without a mask: leave out --mask, --guidance, --n, "
+                             "--only, --as-dataset and --image")
         s["guidances"] = [0.0]
     elif not state["config"]["model"]["conditional"]:
         raise ValueError(f"{state['path']} was trained without masks (model.conditional: false): use --unconditional N")
     elif not s["mask"]:
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
-    elif Path(s["mask"]).resolve() == Path(s["out"]).resolve():
-        raise ValueError(f"{s['out']}: the masks are in it; choose another folder for the images with --out")
+    elif Path(s["mask"]).resolve() == Path(s["out"], "masks" if args.as_dataset else "").resolve():
+        raise ValueError(f"{s['mask']}: the masks are in it; choose another folder for the images with --out")
     return state, s
 
 
@@ -126,21 +132,69 @@ def read_masks(path, colorbook, size):
     return masks
 
 
-def plan(state, s, masks, unconditional):
-    """The jobs, a dict for each image: all that it depends on, as it will stand in its PNG."""
+def share_out(masks, names, colorbook, n):
+    """{stem: how many images} of the masks that have classes of these names, n for each of them on average.
+
+    Every class gets the same number, shared out to its masks, so that those with rare classes get more each.
+    """
+    weights = defaultdict(float)
+    for name in names:
+        if name not in colorbook.names:
+            raise ValueError(f"--only {name}: the classes of {colorbook.source} are {', '.join(colorbook.names)}")
+        having = [stem for stem, ids in masks.items() if (ids == colorbook.names.index(name)).any()]
+        print(f"{len(having)} of {len(masks)} masks have {name}")
+        for stem in having:
+            weights[stem] += 1 / len(having)
+    if not weights:
+        raise ValueError(f"no mask has {' or '.join(names)}: nothing to make")
+    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)
+    return dict(zip(weights, np.diff(ends.round(), prepend=0).astype(int).tolist()))
+
+
+def read_edit(args, mask, colorbook, size):
+    """prepare_edit() of the files that were named. ValueError: sizes differ, or nothing or all would be redrawn."""
+    image, ids = read_image(args.image), read_mask(mask, colorbook)[0]
+    masks = Path(args.image).absolute().parent.parent / "masks"  # of a prepared split
+    reference = args.redraw or args.image_mask or masks.is_dir() and list_files(masks).get(Path(args.image).stem)
+    if not reference:
+        raise ValueError(f"{args.image}: which part of it is new? Give the mask that it has with --image-mask, or the "
+                         "part to redraw, white on black, with --redraw")
+    before = read_image(args.redraw)[..., 0] if args.redraw else read_mask(reference, colorbook)[0]
+    for path, shape in ((mask, ids.shape), (reference, before.shape)):
+        if shape != image.shape[:2]:
+            raise ValueError(f"{path} is {shape[0]}x{shape[1]} and {args.image} {image.shape[0]}x{image.shape[1]} "
+                             "(height x width): an image and its masks must have one size")
+    changed = before >= 128 if args.redraw else before != ids
+    edit = prepare_edit(image, ids, changed, size) if changed.any() else None
+    if not edit or not edit["keep"].any():
+        raise ValueError(f"{reference}: {changed.mean():.0%} of the pixels are {'white' if args.redraw else 'new'}; "
+                         "expected a part of the image, of which the rest is kept")
+    (top, bottom), (left, right) = ((part.start, part.stop) for part in edit["window"])
+    print(f"{args.image}: {changed.mean():.1%} are new by {reference}, and redrawn with a margin in a window of "
+          f"{bottom - top}x{right - left} at row {top}, column {left}, which the network sees at {size[0]}x{size[1]}")
+    edit["settings"] = {"image": str(args.image), "edit_crc32": zlib.crc32(image.tobytes() + changed.tobytes())}
+    return edit
+
+
+def plan(state, s, masks, counts=None, edits=None):
+    """The jobs, a dict for each image: all that it depends on, as it will stand in its PNG.
+
+    counts: {stem of a mask, or None without masks: how many images}; by default s["n"] of each mask.
+    """
     shared = {key: s[key] for key in ("guidance_interval", "sampler", "steps", "eta", "precision")}
     shared |= {"checkpoint": str(state["path"]), "trained_steps": state["step"],
                "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy())}  # training changes the last layer
-    if not masks:
-        seeds = range(s["seed"], s["seed"] + unconditional)
-        return [{"mask": None, "seed": seed, "guidance": 0.0} | shared for seed in seeds]
     jobs, first = [], s["seed"]
-    for stem, ids in masks.items():
-        of_mask = {"mask": stem, "mask_source": str(Path(s["mask"])), "mask_crc32": zlib.crc32(ids.tobytes())}
+    for stem, n in (counts or dict.fromkeys(masks, s["n"])).items():
+        of_mask = {"mask": stem}
+        if stem is not None:
+            of_mask |= {"mask_source": str(Path(s["mask"])), "mask_crc32": zlib.crc32(masks[stem].tobytes())}
+        if edits:
+            of_mask |= edits[stem]["settings"]
         for guidance in s["guidances"]:
-            for seed in range(first, first + s["n"]):
+            for seed in range(first, first + n):
                 jobs.append(of_mask | {"seed": seed, "guidance": guidance} | shared)
-        first += s["n"]  # each mask has seeds of its own, or all would begin with the same noise
+        first += n  # each mask has seeds of its own, or all would begin with the same noise
     return jobs
 
 
@@ -163,6 +217,15 @@ def settings_of(path):
     return ""
 
 
+def check_dataset(folder, colorbook):
+    """ValueError where --as-dataset would mix what is made here with other pairs."""
+    path, classes = folder / "colorbook.json", list(colorbook.classes.items())
+    same = path.exists() and list(Colorbook.load(path).classes.items()) == classes
+    if (folder / "images").exists() and not same:
+        raise ValueError(f"{folder} holds images, but no colorbook.json of the classes of {colorbook.source}: choose "
+                         "another folder for --as-dataset")
+
+
 def save(job, image, out):
     text, path = PngInfo(), file_of(job, out)
     text.add_text("settings", json.dumps(job))
@@ -173,9 +236,10 @@ def save(job, image, out):
         raise OSError(f"{path} was not saved: {error}; is the disk full? --resume makes the rest") from error
 
 
-def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True, observe=lambda *step: None):
+def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=True, observe=lambda *step: None):
     """Make the image of each job; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
 
+    edits: {stem: prepare_edit()}, for real images that are redrawn; the results have their sizes.
     observe(t, x, eps, x0) is called at every step of a batch; see ddpm.py.
 
     Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. As few
@@ -196,10 +260,17 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True, observe=l
                     mask = one_hot(ids.to(device), model.num_classes)
                 with torch.no_grad(), autocast():
                     eps_fn = guided_eps(model, diffusion, mask, guidance, s["guidance_interval"])
+                    if edits:
+                        real = torch.stack([torch.from_numpy(edits[job["mask"]]["real"]) for job in batch])
+                        keep = torch.stack([edits[job["mask"]]["keep"] for job in batch])
+                        real = real.to(device).permute(0, 3, 1, 2) / 127.5 - 1
+                        eps_fn = keep_pixels(eps_fn, real, keep.to(device), diffusion.alpha_bar)
                     noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
                     x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
                                observe=lambda *step: (bar.update(len(batch)), observe(*step)))
                 images = to_uint8(x)
+                if edits:
+                    images = [put_back(edits[job["mask"]], image) for job, image in zip(batch, images)]
             except RuntimeError as error:
                 if "out of memory" not in str(error) and not isinstance(error, torch.OutOfMemoryError):
                     raise
@@ -214,7 +285,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, show=True, observe=l
     bar.close()
 
 
-def draw_sheet(jobs, masks, colorbook, out):
+def draw_sheet(jobs, masks, colorbook, out, edits):
     """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows of 16 images."""
     rows, guidances = {}, list(dict.fromkeys(job["guidance"] for job in jobs))
     for i, job in enumerate(jobs):
@@ -223,9 +294,11 @@ def draw_sheet(jobs, masks, colorbook, out):
             continue
         if row not in rows:
             rows[row] = [colorbook.paint(masks[job["mask"]])] if masks else []
+            if edits:
+                rows[row] = [edits[job["mask"]]["image"], colorbook.paint(edits[job["mask"]]["mask"])]
         if len(rows[row]) <= 16:
             rows[row].append(read_image(file_of(job, out)))
-    titles = ["mask"] * bool(masks) + [f"w = {w:g}" for w in guidances] * (len(guidances) > 1)
+    titles = ["image"] * bool(edits) + ["mask"] * bool(masks) + [f"w = {w:g}" for w in guidances] * (len(guidances) > 1)
     return contact_sheet(list(rows.values()), titles)
 
 
@@ -234,23 +307,42 @@ def run(args):
     rank, ranks = join_processes(s["device"])
     out, started = Path(s["out"]), time.monotonic()
     colorbook, model, diffusion, autocast = load_network(state, s)
-    masks = {} if args.unconditional else read_masks(s["mask"], colorbook, s["size"])
-    jobs = plan(state, s, masks, args.unconditional)
+    masks, edits, counts, sheet = {}, {}, None, out / "sheet.png"
+    if args.image:
+        edits = {Path(s["mask"]).stem: read_edit(args, s["mask"], colorbook, s["size"])}
+        masks = {stem: edit["ids"] for stem, edit in edits.items()}
+    elif not args.unconditional:
+        masks = read_masks(s["mask"], colorbook, s["size"])
+    if args.unconditional:
+        counts = {None: args.unconditional}
+    elif args.only:
+        counts = share_out(masks, args.only.split(","), colorbook, s["n"])
+    if args.as_dataset:
+        check_dataset(out, colorbook)
+        out = out / "images"
+    jobs = plan(state, s, masks, counts, edits)
     before = [settings_of(file_of(job, out)) for job in jobs]
     todo = [job for job, text in zip(jobs, before) if not (args.resume and text == json.dumps(job))]
     if len(todo) < len(jobs):
         print(f"{out}: {len(jobs) - len(todo)} of {len(jobs)} images are there already")
-    out.mkdir(parents=True, exist_ok=True)
     if ranks > 1:
         dist.barrier()  # all have looked at the folder before one of them writes
+    out.mkdir(parents=True, exist_ok=True)
+    if args.as_dataset:
+        (out.parent / "masks").mkdir(exist_ok=True)
+        colorbook.save(out.parent / "colorbook.json")
 
     # each process makes its share, and writes a batch while the device works on the next one
     share = sorted(todo, key=lambda job: s["guidances"].index(job["guidance"]))[rank::ranks]
     try:
         with ThreadPoolExecutor() as pool:
             written = ()
-            for batch, images in sample_jobs(share, masks, model, diffusion, s, autocast, show=rank == 0):
+            for batch, images in sample_jobs(share, masks, model, diffusion, s, autocast, edits, show=rank == 0):
                 list(written)  # waits for the files of the last batch, and raises their errors
+                if args.as_dataset:  # masks first: an image that is there has its mask
+                    for job in batch:
+                        ids = edits[job["mask"]]["mask"] if edits else masks[job["mask"]]
+                        save_mask(ids, file_of(job, out.parent / "masks"), colorbook)
                 written = pool.map(save, batch, images, [out] * len(batch))
             list(written)
     except KeyboardInterrupt:
@@ -261,11 +353,11 @@ def run(args):
         dist.destroy_process_group()
     if rank > 0:
         return
-    with replacing(out / "sheet.png") as png:
-        draw_sheet(jobs, masks, colorbook, out).save(png, "png")
+    with replacing(sheet) as png:
+        draw_sheet(jobs, masks, colorbook, out, edits).save(png, "png")
     print(f"{len(todo)} image(s) in {time.monotonic() - started:.1f} s on {s['device'].type}, {s['sampler']}, guidance "
           f"{', '.join(f'{w:g}' for w in s['guidances'])}, seeds {jobs[0]['seed']} to {jobs[-1]['seed']}: {out}, side "
-          f"by side in {out / 'sheet.png'}")
+          f"by side in {sheet}")
 
 
 def make_parser():
@@ -279,7 +371,14 @@ def make_parser():
     parser.add_argument("--guidance", metavar="W[,W...]", help="one or several; 1 is without guidance")
     parser.add_argument("--seed", type=int, help="of the first image")
     parser.add_argument("--batch-size", type=int, help="most images at a time")
-    parser.add_argument("--out", help="folder for images and sheet.png")
+    folder = parser.add_mutually_exclusive_group()
+    folder.add_argument("--out", help="folder for images and sheet.png")
+    folder.add_argument("--as-dataset", metavar="FOLDER", help="for images/, masks/ and colorbook.json to train on")
+    parser.add_argument("--only", metavar="CLASS,...", help="masks that have one of these, more often the rarer it is")
+    parser.add_argument("--image", metavar="FILE", help="a real image, redrawn where --mask is new")
+    new = parser.add_mutually_exclusive_group()
+    new.add_argument("--image-mask", metavar="FILE", help="the mask of --image; default: ../masks/ of a prepared split")
+    new.add_argument("--redraw", metavar="FILE", help="what to redraw, white on black, instead")
     parser.add_argument("--resume", action="store_true", help="skip the images that are there with the same settings")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"])
     add_config_arguments(parser)

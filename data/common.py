@@ -71,10 +71,15 @@ def write_dataset(out, colorbook, splits):
     print(f"{out}: " + ", ".join(f"{len(items)} {split}" for split, items in splits.items()) + " pairs")
 
 
-def prepare_command(prepare, doc, name, size, **more):
-    """The command line of a data/<name>/prepare.py: calls prepare(source, out, size, crop, ...more)."""
+def prepare_command(prepare, doc, name, size, sources=None, **more):
+    """The command line of a data/<name>/prepare.py: calls prepare(source, out, size, crop, ...more).
+
+    sources: the folders that are read, {flag: help}; by default --source alone.
+    """
+    sources = sources or {"source": "the folder of the unpacked download"}
     parser = argparse.ArgumentParser(description=doc, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--source", type=Path, required=True, help="the folder of the unpacked download")
+    for flag, text in sources.items():
+        parser.add_argument(f"--{flag}", type=Path, required=True, help=text)
     parser.add_argument("--out", type=Path, default=Path("data", name, "prepared"), help="default: %(default)s")
     parser.add_argument("--size", type=parse_size, default=size, metavar="HxW",
                         help=f"height x width of the result, square or not; default: {size[0]}x{size[1]}")
@@ -83,9 +88,11 @@ def prepare_command(prepare, doc, name, size, **more):
     for flag, options in more.items():
         parser.add_argument(f"--{flag}", **options)
 
-    def run(source, out, **options):
-        if source.resolve().is_relative_to(out.resolve()):
-            raise ValueError(f"--out {out} is or contains --source {source}, which is not replaced: choose another")
-        prepare(source, out, **options)
+    def run(out, **options):
+        for flag in sources:
+            if options[flag].resolve().is_relative_to(out.resolve()):
+                raise ValueError(f"--out {out} is or contains --{flag} {options[flag]}, which is not replaced: choose "
+                                 "another")
+        prepare(out=out, **options)
 
     command(lambda: run(**vars(parser.parse_args())))
