@@ -285,7 +285,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=Tru
     bar.close()
 
 
-def draw_sheet(jobs, masks, colorbook, out, edits):
+def draw_sheet(jobs, masks, colorbook, out, edits=None):
     """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows of 16 images."""
     rows, guidances = {}, list(dict.fromkeys(job["guidance"] for job in jobs))
     for i, job in enumerate(jobs):
