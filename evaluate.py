@@ -336,8 +336,10 @@ def measure_diversity(x, y, real_index, real_counts):
         return {}
     of_mask = torch.from_numpy(real_index == several[:, None]).double()  # a row per mask: 1 for its images
     within = mean_of_pairs(torch.cdist(y, y), of_mask)
-    return {"distance within a mask": mean_of(within, real_counts[:, several]),
-            "distance between real images": mean_of_pairs(torch.cdist(x, x), real_counts)}
+    numbers = {"distance within a mask": mean_of(within, real_counts[:, several])}
+    if len(x) > 1:
+        numbers["distance between real images"] = mean_of_pairs(torch.cdist(x, x), real_counts)
+    return numbers
 
 
 def measure_copies(x, y, generated, train, counts):

@@ -71,6 +71,8 @@ class Colorbook:
 
 def open_image(path):
     """An image file as a PIL image, read to its end, turned as its EXIF says. ValueError names file and remedy."""
+    if not Path(path).is_file():
+        raise ValueError(f"{path}: No such file in {Path(path).absolute().parent}; expected an image. Check the name")
     try:
         with Image.open(path) as image:
             image.verify()  # the check sums of a PNG; leaves the image unusable

@@ -148,6 +148,7 @@ def share_out(masks, names, colorbook, n):
     if not weights:
         raise ValueError(f"no mask has {' or '.join(names)}: nothing to make")
     ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)
+    print(f"{n * len(weights)} images of {len(weights)} masks, more of a mask the rarer its classes are, none of some")
     return dict(zip(weights, np.diff(ends.round(), prepend=0).astype(int).tolist()))
 
 

@@ -275,7 +275,7 @@ def report_study(runs, splits, seeds):
         else:
             effect = "helped" if interval[0] > 0 else "harmed"
             verdict = f"more than the noise between seeds: the generated images {effect}"
-        study[split]["verdict"] = f"{split}: the difference of mean IoU is {verdict}"
+        study[split]["verdict"] = f"{split}: the difference of mean IoU: {verdict}"
         print(study[split]["verdict"] + "\n")
     print(f"± is the deviation over seeds {', '.join(seeds)}. It does not cover which images are judged and which\n"
           "were generated. One class in twenty leaves its interval by chance, so the verdicts are on mean IoU alone;\n"

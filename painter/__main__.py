@@ -433,7 +433,8 @@ def run(args):
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(prog="python -m painter", description=__doc__,
+                                     formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--checkpoint", help="default: the run that config.yaml names, or toy weights")
     parser.add_argument("--out", default="out/painted", help="folder for masks and images; default: %(default)s")
     parser.add_argument("--device", choices=["auto", "cuda", "mps", "cpu"])

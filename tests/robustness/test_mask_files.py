@@ -52,7 +52,8 @@ def check_refused(read, path, *words):
     with pytest.raises(ValueError) as error:
         read(path)
     text = str(error.value)
-    assert str(path) in text and any(remedy in text for remedy in ("ave it", "Are these", "Paint", "Scale it")), text
+    remedies = "ave it", "Are these", "Paint", "Scale it", "Check the name"
+    assert str(path) in text and any(remedy in text for remedy in remedies), text
     assert all(word in text for word in words), text
 
 
