@@ -136,6 +136,15 @@ def save_checkpoint(path, state):
 # ------------------------------------------------------------------------------------------------------- load
 
 
+def read_archive(path):
+    """What torch.save() wrote, on the CPU. Check sums are compared, nothing is executed; many kinds of errors."""
+    with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
+        damaged = archive.testzip()
+    if damaged:
+        raise ValueError(f"{damaged} in it is damaged")
+    return torch.load(path, map_location="cpu", weights_only=True)
+
+
 def read_checkpoint(path):
     """The dict that train.py saved, on the CPU, its config completed; nothing in the file is executed.
 
@@ -148,11 +157,7 @@ def read_checkpoint(path):
         raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train.py makes one, sample.py --checkpoint "
                                 "names another. Relative paths start in the current folder")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_archive(path)
         if state.get("format", FORMAT) > FORMAT:
             raise NewerFormat(f"{path}: format {state['format']} is newer, expected {FORMAT}: update the program")
         own, state["config"] = flatten(state["config"]), load_config(base=state["config"])

@@ -13,13 +13,12 @@ import io
 import math
 import os
 import time
-import zipfile
 from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
-from checkpoint import pick_precision, random_state, replacing, save_checkpoint
+from checkpoint import pick_precision, random_state, read_archive, replacing, save_checkpoint
 from train import check_finite, locked, stop_signals
 
 
@@ -36,11 +35,7 @@ def read(path, kind):
     if not path.is_file():
         raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train the {kind} network first (--help)")
     try:
-        with zipfile.ZipFile(path) as archive:  # torch does not look at the check sums
-            damaged = archive.testzip()
-        if damaged:
-            raise ValueError(f"{damaged} in it is damaged")
-        state = torch.load(path, map_location="cpu", weights_only=True)
+        state = read_archive(path)
         found = state["about"]["kind"]
     except (PermissionError, MemoryError):  # no fault of the file
         raise
