@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from checkpoint import build, save_checkpoint
 from config import load_config
 from data.common import write_dataset
 from masks import Colorbook
@@ -49,5 +50,18 @@ def tiny(flat_root, tmp_path):
                   "sample.out": tmp_path / "out", "sample.steps": 4, "sample.precision": "fp32"}
         values |= {key.replace("__", "."): value for key, value in settings.items()}
         return load_config(None, "toy", [f"{key}={value}" for key, value in values.items()])
+
+    return make
+
+
+@pytest.fixture
+def untrained(tiny, tmp_path):
+    """untrained(key=value, ...) is the checkpoint of an untrained network of 16x24, to sample from."""
+
+    def make(**settings):
+        cfg, path = tiny(data__size=[16, 24], **settings), tmp_path / "untrained.pt"
+        model, _, _ = build(cfg, len(CLASSES), torch.device("cpu"))
+        save_checkpoint(path, {"ema": model.state_dict(), "step": 0, "config": cfg, "colorbook": CLASSES})
+        return path
 
     return make

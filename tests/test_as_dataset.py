@@ -6,12 +6,10 @@ from collections import Counter
 
 import numpy as np
 import pytest
-import torch
 from conftest import CLASSES
 from PIL import Image
 
 import sample as sample_module
-from checkpoint import build, save_checkpoint
 from data.common import write_dataset
 from dataset import Pairs
 from experiments.segmenter import add_extra, match_masks
@@ -19,13 +17,8 @@ from masks import Colorbook, save_mask
 
 
 @pytest.fixture
-def checkpoint(tiny, tmp_path):
-    """Untrained, of 16x24, 2 steps."""
-    cfg = tiny(data__size=[16, 24], sample__steps=2, sample__guidance=2.0)
-    model, _, _ = build(cfg, len(CLASSES), torch.device("cpu"))
-    save_checkpoint(tmp_path / "untrained.pt", {"ema": model.state_dict(), "step": 0, "config": cfg,
-                                                "colorbook": CLASSES})
-    return tmp_path / "untrained.pt"
+def checkpoint(untrained):
+    return untrained(sample__steps=2, sample__guidance=2.0)
 
 
 @pytest.fixture

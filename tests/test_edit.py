@@ -11,7 +11,6 @@ from conftest import CLASSES, LOOKS, flat_scene
 from PIL import Image
 
 import sample as sample_module
-from checkpoint import build, save_checkpoint
 from dataset import prepare_edit, put_back
 from ddpm import Diffusion, keep_pixels, noise_like_seeds, predict_eps, predict_x0, sample
 from experiments import seams
@@ -164,13 +163,8 @@ def test_put_back(shape, box):
 
 
 @pytest.fixture
-def checkpoint(tiny, tmp_path):
-    """Untrained, of 16x24, 3 steps, 1 image."""
-    cfg = tiny(data__size=[16, 24], sample__steps=3, sample__n=1, sample__guidance=2.0)
-    model, _, _ = build(cfg, len(CLASSES), torch.device("cpu"))
-    save_checkpoint(tmp_path / "untrained.pt", {"ema": model.state_dict(), "step": 0, "config": cfg,
-                                                "colorbook": CLASSES})
-    return tmp_path / "untrained.pt"
+def checkpoint(untrained):
+    return untrained(sample__steps=3, sample__n=1, sample__guidance=2.0)
 
 
 @pytest.fixture
