@@ -1,4 +1,4 @@
-"""Pairs of image and mask: match, fit, read, batch, augment.
+"""Pairs of image and mask: match, fit, read, batch, augment, and cut out a part of one for editing.
 
     pairs = Pairs("data/toy/prepared", "train", size=(64, 64))
     loader = batches(pairs, batch_size=16, seed=0)           # endless
@@ -77,7 +77,7 @@ def prepare_edit(image, mask, changed, size):
     sides = np.minimum(np.round(scale * np.array(size)), changed.shape).astype(int)
     start = np.clip((first + last - sides) // 2, 0, changed.shape - sides)
     window = tuple(slice(a, a + n) for a, n in zip(start.tolist(), sides.tolist()))
-    extent = changed[window].shape  # as the crop of fit(): all of the window
+    extent = changed[window].shape  # as the crop of fit(): the whole window, whatever its ratio
     redraw = F.adaptive_max_pool2d(torch.from_numpy(changed[window])[None].float(), size)  # 1 where any pixel changed
     margin = max(1, min(size) // 32)
     redraw = F.max_pool2d(redraw, 2 * margin + 1, 1, margin)
@@ -86,7 +86,7 @@ def prepare_edit(image, mask, changed, size):
 
 
 def put_back(edit, drawn):
-    """The whole image with what was drawn, (h, w, 3) uint8, in its window; pixels that are kept stay bit for bit."""
+    """The whole image with what was drawn, (h, w, 3) uint8, in its window; pixels of weight 0 stay bit for bit."""
     image, window = edit["image"].copy(), edit["window"]
     extent = image[window].shape[:2]
     weight = F.interpolate((~edit["keep"])[None].float(), extent, mode="bilinear")[0, 0, :, :, None].numpy()
@@ -207,11 +207,13 @@ class Pairs:
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
-    """Classical augmentation (Bozsó 2023, 2.1) of the planes (4, H, W) of a pair; each with probability p.
+    """Classical augmentation (the thesis, Bozsó 2023, 2.1) of the planes (4, H, W) of a pair, each with probability p.
+
+    The first four change the image, the others image and mask alike. The horizontal flip is in batches().
 
     brightness, contrast, saturation   v: multiplied by a factor in [1 - v, 1 + v]
     hue                                shifted by up to this share of a full turn, either way
-    vertical_flip                      whether it may be turned upside down, image and mask alike, as below
+    vertical_flip                      whether it may be turned upside down
     rotate                             by up to so many degrees, either way; the corners are black and unlabelled
     crop                               a window of [crop, 1] of the height and of the width, scaled back
     """
@@ -238,12 +240,16 @@ def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical
 
 
 def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cpu", rank=0, ranks=1):
-    """Batches without end: planes (batch_size / ranks, 4, H, W) uint8 on the device, after the first `start` images.
+    """Batches without end: planes (batch_size / ranks, 4, H, W) uint8 on the device.
 
-    Every pair comes once per epoch, in a new order each; epochs run on without a short batch. flip is the probability
-    of a horizontal flip, augment the settings of augment_pair() or None. All depends on the seed and on how many images
-    came before, so a resumed run goes on where it stopped (a DataLoader starts its epoch again), and process `rank` of
-    `ranks` gets its part of one batch. The next batch is gathered while this one is used.
+    start      images that the training has seen before
+    flip       the probability of a horizontal flip
+    augment    the settings of augment_pair(), or None
+    rank       this process gets its part of each batch, `rank` of `ranks`
+
+    Every pair comes once per epoch, in a new order each; epochs run on without a short batch. All depends on the seed
+    and on how many images came before, so a resumed run goes on where it stopped, where a DataLoader would begin its
+    epoch again. The next batch is gathered while this one is used.
     """
     mine = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
 

@@ -1,9 +1,9 @@
 """How good are the generated images: do they obey the mask, and do they look real?
 
     python evaluate.py --real data/idd_lite/prepared/test --fake out               what needs no segmenter
-    python evaluate.py --real test --fake out --segmenter runs/judge/checkpoint.pt and whether the masks were obeyed
-    python evaluate.py --real test --fake out --segmenter facebook/mask2former-swin-large-cityscapes-semantic
-    python evaluate.py --real test --fake out --train train                        and whether images were copied
+    python evaluate.py ... --segmenter runs/judge/checkpoint.pt                    and whether the masks were obeyed
+    python evaluate.py ... --segmenter facebook/mask2former-swin-large-cityscapes-semantic
+    python evaluate.py ... --train data/idd_lite/prepared/train                    and whether images were copied
 
 --real is a split of a prepared data set; --fake is what sample.py wrote, or any folder of <stem>.png or <stem>_<k>.png.
 Every number goes to the screen and to report.json, with its interval, what it means and what it cannot tell.
@@ -35,7 +35,7 @@ from masks import UNLABELLED, Colorbook, open_image
 MEANING = {  # of a number, or of a part of its name: what it says; what it cannot tell
     "generated / mask": "does the image show what its mask asked for? The segmenter's own mistakes count too",
     "real / mask": "the ceiling, what this segmenter reaches on real images; where it is low, no score says much",
-    "generated / real": "what it sees in both, as in the thesis; a mistake in both counts as agreement",
+    "generated / real": "what it sees in both, as in the thesis (Bozsó 2023); a mistake in both counts as agreement",
     "share of the ceiling": "generated / mask over real / mask; cannot tell whether the images look real",
     "pixel accuracy": "share of pixels in the right class, of all images together; large classes hide small ones",
     "IoU": "pixels of a class in both over those in either, of all images together; 0 = no pixel in common",
@@ -77,7 +77,7 @@ def mask_of(name, stems):
 
 
 def find_generated(folder, stems, guidance):
-    """The generated images of one guidance, [(stem of its mask, path)]; without `stems` of masks all, with stem None.
+    """The generated images of one guidance, [(stem of its mask, path)]; all of them, with stem None, if stems is empty.
 
     guidance is the w in sample.py's names, and may be None if all have the same. ValueError: no image of these masks,
     or none of this guidance.
@@ -158,7 +158,7 @@ def load_segmenter(name, colorbook, device):
                          f"{colorbook.source}. Train one on these classes (python -m experiments.segmenter)")
     chosen = [labels.index(label) for label in colorbook.names]  # they alone compete; the winner's place is its id
 
-    def prepare(images):  # for a checkpoint's net, at the size that it was trained at
+    def prepare(images):  # for a checkpoint's net: images are enlarged to the size that it takes
         x = F.interpolate(images.float(), size=state["size"], mode="bilinear", antialias=True)
         return normalise(x).to(device)
 
@@ -202,7 +202,8 @@ def load_inception(weights, device):
 
 # ----------------------------------------------------------------------------------------------------- numbers
 # A draw of the bootstrap is a row of counts: how often each image is taken. The first row takes every image once. Each
-# measure_*() takes counts (R, n) and returns {name of a number: (R,)}, its value and that of each draw.
+# measure_*() takes counts (R, n), or both_counts, a pair of them for real and generated images, and returns {name of a
+# number: (R,)}, its value and that of each draw.
 
 
 def resample(n, m, real_index, times=1000):
@@ -255,7 +256,7 @@ def frechet_distance(x, y, x_counts, y_counts):
     """FID (Heusel et al. 2017) of features x (n, D) and y (m, D) float64, each as often as counts (n,) and (m,) say.
 
     With covariances A'A and B'B (A has a row for each image), the trace of (A'A B'B)^1/2 is the sum of the singular
-    values of AB', a matrix of images by images rather than of features by features.
+    values of AB', and so no square root of a matrix is needed.
     """
     means, roots = [], []
     for features, counts in ((x, x_counts), (y, y_counts)):
@@ -310,26 +311,27 @@ def measure_ssim(columns, counts, colorbook):
     return {"SSIM": mean_of(ssim, counts)}, contact_sheet(list(zip(*shown)), list(columns))
 
 
-def frechet_draws(x, y, counts):
+def frechet_draws(x, y, both_counts):
     """frechet_distance() of all images and of 100 draws, (101,); more would take too long."""
-    draws = tqdm(list(zip(*counts))[:101], desc="Frechet distance", leave=False)
+    draws = tqdm(list(zip(*both_counts))[:101], desc="Frechet distance", leave=False)
     return torch.stack([frechet_distance(x, y, *draw) for draw in draws])
 
 
-def measure_inception(real, generated, counts, inception):
+def measure_inception(real, generated, both_counts, inception):
     """FID at two of Inception's layers, and KID."""
     (x64, x2048), (y64, y2048) = (
         in_batches(inception, images, "Inception").double().split([64, 2048], 1) for images in (real, generated))
-    return {"FID, layer 64": frechet_draws(x64, y64, counts), "FID, layer 2048": frechet_draws(x2048, y2048, counts),
-            "KID": kernel_distance(x2048, y2048, *counts)}
+    return {"FID, layer 64": frechet_draws(x64, y64, both_counts),
+            "FID, layer 2048": frechet_draws(x2048, y2048, both_counts),
+            "KID": kernel_distance(x2048, y2048, *both_counts)}
 
 
-def measure_features(real, generated, train, counts, features):
+def measure_features(real, generated, train, both_counts, features):
     """Frechet distance in the segmenter's features; its floor, at the same N, if there are as many images of train."""
     name = "Frechet distance, segmenter features"
     x = in_batches(features, real, "features, real").double()
     y = in_batches(features, generated, "features, generated").double()
-    numbers = {name: frechet_draws(x, y, counts)}
+    numbers = {name: frechet_draws(x, y, both_counts)}
     if train is not None and len(train) >= len(generated):
         some = np.random.default_rng(0).choice(len(train), len(generated), replace=False)
         y = in_batches(features, train[some], "features, train").double()
@@ -356,9 +358,9 @@ def measure_diversity(x, y, real_index, real_counts):
     return numbers
 
 
-def measure_copies(x, y, generated, train, counts):
+def measure_copies(x, y, generated, train, both_counts):
     """Were images of train copied? x (n, D) and y (m, D): thumbnails of real and generated images. Also a sheet."""
-    real_counts, generated_counts = counts
+    real_counts, generated_counts = both_counts
     train = np.concatenate([train, train[:, :, ::-1]])  # training may mirror images
     learnt = thumbnails(train)
     distance, nearest = torch.cdist(y, learnt).min(1)
@@ -399,10 +401,10 @@ def evaluate(args):
     inception = load_inception(args.inception_weights, device)
     out.mkdir(parents=True, exist_ok=True)
 
-    # the numbers, each with its draws: of pairs, of whole sets, of copies
+    # the numbers: of pairs, of whole sets, of copies of training images
     numbers, sheets = {}, {"at_a_glance.png": None, "nearest_training.png": None}
-    counts = resample(len(real), len(generated), real_index)
-    real_counts, generated_counts = counts
+    both_counts = resample(len(real), len(generated), real_index)
+    real_counts, generated_counts = both_counts
     real_small, generated_small = thumbnails(real), thumbnails(generated)
     if stems:
         columns = {"mask": ids[real_index], "real": real[real_index], "generated": generated}
@@ -415,12 +417,12 @@ def evaluate(args):
         numbers |= ssim | measure_diversity(real_small, generated_small, real_index, real_counts)
     if min(len(real), len(generated)) > 1:  # one image has no covariance
         if inception:
-            numbers |= measure_inception(real, generated, counts, inception)
+            numbers |= measure_inception(real, generated, both_counts, inception)
         if segment and segment.features:
-            numbers |= measure_features(real, generated, train, counts, segment.features)
+            numbers |= measure_features(real, generated, train, both_counts, segment.features)
     if args.train:
         copies, sheets["nearest_training.png"] = measure_copies(
-            real_small, generated_small, generated, train, counts)
+            real_small, generated_small, generated, train, both_counts)
         numbers |= copies
     write_report(out, numbers, sheets, {
         "n": f"{len(real)} real, {len(generated)} generated", "interval": INTERVAL, "warning": warning, "size": size,

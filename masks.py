@@ -18,7 +18,7 @@ from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 UNLABELLED = 255
 REACH = 20  # a colour within this Euclidean distance of a class's (0..255 a channel) is taken for it
-MOST_SNAPPED = 2**20  # pixels: of a larger drawing with soft edges only every 2nd, 3rd, ... row and column is snapped
+MOST_SNAPPED = 2**20  # pixels; of a larger drawing only every 2nd (3rd, ...) row and column is looked at for soft edges
 
 
 class Colorbook:
@@ -100,7 +100,7 @@ def read_mask(path, colorbook):
     with open(path, "rb") as file:
         # the bits a channel in a PNG's header; Pillow scales grey of 2 and 4 bits to 0..255, so that ids would be lost
         bits = file.read(25)[24] if image.format == "PNG" else 8
-    inexact = bits < 8 or "jpeg" in (image.format.lower(), image.info.get("compression"))
+    inexact = bits < 8 or "jpeg" in (image.format.lower(), image.info.get("compression"))  # grey is not what was saved
     if image.mode not in ("P", "L", "RGB", "RGBA") or (image.mode == "L" and inexact):
         raise ValueError(f"{path}: {image.format} of mode {image.mode}; expected a palette, RGB(A), or exact ids in "
                          "grey. Save it as an 8-bit PNG")
@@ -187,7 +187,7 @@ def snap(rgb, colors):
     """Which of colors each pixel of a drawing with soft edges was painted in.
 
     rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors (H, W), and what is unknown (H, W) bool.
-      1. A pixel is solid where its 3x3 pixels are one color: nearly (within REACH of it, and even), or exactly.
+      1. A pixel is solid where its 3x3 pixels are even and near one color, or all have exact colors.
       2. Every other pixel lies at an edge, as a blend of the colors on both sides, or in a thin stroke. It takes the
          nearest color of those that are solid close by, so that a blend of two never becomes a third one;
       3. but a stroke keeps its own color: it is near that color, and no blend of those that are solid close by.
@@ -221,7 +221,7 @@ def snap(rgb, colors):
     is_stroke = ~far & ~blend
     index = torch.where(is_stroke, nearest, index)
     unknown = far & (spread <= 2)
-    if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are soft edges by chance: no unknown color
+    if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are edges by chance: refuse only a photograph
         is_photograph = (far & ~blend).float().mean() > 0.25
         unknown = far & is_photograph
     return index.numpy(), unknown.numpy()
@@ -241,7 +241,7 @@ def one_hot(ids, num_classes):
 
 
 def draw_bars(colorbook, texts, lengths=None):
-    """One line per class: its colour, its id and name, a text, and a bar of length 0..1."""
+    """One line per class: its colour, its id and name, a text, and a bar of length 0..1 for experiments/count.py."""
     image = Image.new("RGB", (300 if lengths is None else 700, 22 * len(colorbook) + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for k, (name, rgb) in enumerate(colorbook.classes.items()):

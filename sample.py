@@ -47,7 +47,7 @@ def resolve(args, state=None):
     s is the `sample` part of the checkpoint's config, changed by what was named, with guidances, size and device added.
     state is the checkpoint where it was loaded before.
     """
-    cfg = load_config(args.config, args.preset, args.set)  # without a checkpoint: which run, which device
+    cfg = load_config(args.config, args.preset, args.set)  # leaves the checkpoint aside, and tells which run it is of
     for key in parse_overrides(args.set):
         if not key.startswith("sample.") and key not in ("out", "device"):
             raise ValueError(f"--set {key}: the checkpoint has its own; here --set takes sample.*, out and device")
@@ -58,7 +58,7 @@ def resolve(args, state=None):
             path = TOY_WEIGHTS
         state = load_checkpoint(path)
     s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
-    s["mask"] = cfg["sample"]["mask"] or s["mask"]  # one in the project's config.yaml counts, though it comes first
+    s["mask"] = cfg["sample"]["mask"] or s["mask"]  # the only setting in which config.yaml goes over the checkpoint
     for key in FLAGS:
         if getattr(args, key) is not None:
             s[key] = checked(f"sample.{key}", getattr(args, key), f"--{key.replace('_', '-')}")
@@ -75,7 +75,7 @@ def resolve(args, state=None):
     s["size"] = tuple(state["config"]["data"]["size"])
     s["device"] = pick_device(args.device or cfg["device"])
 
-    masks_out = Path(s["out"], "masks") if args.as_dataset else Path(s["out"])
+    # what does not go together
     if s["steps"] > T:
         raise ValueError(f"--steps {s['steps']}: expected 1..{T}, the checkpoint's T")
     if (args.image_mask or args.redraw) and not args.image:
@@ -90,7 +90,7 @@ def resolve(args, state=None):
         raise ValueError(f"{state['path']} was trained without masks (model.conditional: false): use --unconditional N")
     elif not s["mask"]:
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
-    elif Path(s["mask"]).resolve() == masks_out.resolve():
+    elif Path(s["mask"]).resolve() == Path(s["out"], "masks" if args.as_dataset else ".").resolve():
         raise ValueError(f"{s['mask']}: the masks are in it; choose another folder for the images with --out")
     return state, s
 
@@ -137,7 +137,7 @@ def read_masks(path, colorbook, size):
 def count_per_mask(masks, names, colorbook, n):
     """{stem: how many images} of the masks that have classes of these names, n for each of them on average.
 
-    Every class gets as many images, spread over the masks that have it: the rarer its classes, the more of a mask.
+    Each class gets equally many, spread over the masks that have it: the rarer the classes of a mask, the more of it.
     """
     weights = defaultdict(float)
     for name in names:
@@ -149,13 +149,16 @@ def count_per_mask(masks, names, colorbook, n):
             weights[stem] += 1 / len(having)
     if not weights:
         raise ValueError(f"no mask has {' or '.join(names)}: nothing to make")
-    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)  # whole sums: none is lost
-    print(f"{n * len(weights)} images of {len(weights)} masks, more of a mask the rarer its classes are, none of some")
+    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)  # rounded sums: none is lost
+    print(f"{n * len(weights)} images of {len(weights)} masks")
     return dict(zip(weights, np.diff(ends.round(), prepend=0).astype(int).tolist()))
 
 
 def read_edit(args, mask, colorbook, size):
-    """prepare_edit() of the files that were named. ValueError: sizes differ, or nothing or all would be redrawn."""
+    """prepare_edit() of the files that were named, and "settings", which tell the edit in the PNG of a result.
+
+    ValueError: sizes differ, or nothing or all would be redrawn.
+    """
     image, ids = read_image(args.image), read_mask(mask, colorbook)[0]
     masks, reference = Path(args.image).absolute().parent.parent / "masks", args.redraw or args.image_mask
     if not reference and masks.is_dir():  # of a prepared split
@@ -294,7 +297,7 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=Tru
 
 
 def draw_sheet(jobs, masks, colorbook, out, edits=None):
-    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows of 17 cells."""
+    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; 8 a row without masks."""
     rows, guidances = {}, list(dict.fromkeys(job["guidance"] for job in jobs))
     for i, job in enumerate(jobs):
         if not masks:
@@ -335,8 +338,8 @@ def run(args):
     if args.as_dataset:
         check_dataset(folder, colorbook)
     jobs = plan(state, s, masks, counts, edits)
-    before = [settings_of(file_of(job, images_folder)) for job in jobs]  # and no other image is in the way
-    todo = [job for job, text in zip(jobs, before) if not (args.resume and text == json.dumps(job))]
+    existing = [settings_of(file_of(job, images_folder)) for job in jobs]  # refuses images that were not made here
+    todo = [job for job, text in zip(jobs, existing) if not (args.resume and text == json.dumps(job))]
     if len(todo) < len(jobs):
         print(f"{images_folder}: {len(jobs) - len(todo)} of {len(jobs)} images are there already")
     if ranks > 1:

@@ -5,7 +5,7 @@
     python train.py --set data.root=my/data                    your own data, with the values of config.yaml
     python train.py --preset idd_lite --dry-run                check settings, data and disk, and stop
     python train.py --resume runs/idd_lite                     go on after Ctrl-C or a crash, with the run's settings
-    python train.py --resume runs/idd_lite --set train.steps=9000
+    python train.py --resume runs/idd_lite --set train.steps=9000          and all of them but this one
     torchrun --nproc_per_node=4 train.py --preset bdd100k      several GPUs, which share each batch
 
 A run is a folder: checkpoint.pt, log.csv (a row every train.log_every steps), previews/, config.yaml as resolved.
@@ -39,7 +39,8 @@ from ddpm import guided_eps, noise_like_seeds, sample
 from masks import Colorbook
 
 QUARTERS = ["val_loss_q1", "val_loss_q2", "val_loss_q3", "val_loss_q4"]  # val_loss where t is lowest (least noise), ...
-COLUMNS = ["step", "epoch", "seconds", "images_per_s", "loss", "grad_norm",  # of the steps since the row before
+COLUMNS = ["step", "epoch", "seconds",  # since the start
+           "images_per_s", "loss", "grad_norm",  # of the steps since the row before
            "val_loss", *QUARTERS, "val_eps",  # of the EMA weights; val_eps is the error in eps, whatever is predicted
            "val_eps_raw"]  # the same of the weights before averaging
 
@@ -98,7 +99,7 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
     sums = torch.zeros(2, device=device)  # of loss and gradient norm, since the last row of the log
     logged_step = step  # of that row
     for group in optimizer.param_groups:
-        group["betas"] = (0.9, c["beta2"])  # a checkpoint has brought its own
+        group["betas"] = (0.9, c["beta2"])  # not before restore_run(), which brings those of the checkpoint
     with bar, stop_signals() as received:
         started = time.monotonic() - seconds
         row_started = time.monotonic()  # after the last row, its preview and checkpoint
@@ -130,8 +131,8 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
                 continue
 
             seconds, row_seconds = time.monotonic() - started, time.monotonic() - row_started
-            means = sums / ranks / (step - logged_step)
-            loss_mean, norm_mean = (all_reduce(means) if ranks > 1 else means).tolist()
+            sums /= ranks * (step - logged_step)
+            loss_mean, norm_mean = (all_reduce(sums) if ranks > 1 else sums).tolist()
             check_finite(loss_mean, norm_mean, scaler, step, checkpoint)
             if rank == 0:
                 row = {"step": step, "epoch": images / len(pairs), "seconds": seconds, "loss": loss_mean,
@@ -141,7 +142,7 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
                     row |= validation_row(model, ema, diffusion, held_out, c["val_pairs"], at_once, device, autocast)
                     bar.write(f"step {step}: loss {loss_mean:.4f}, "
                               f"val_loss {row['val_loss']:.4f}, val_eps {row['val_eps']:.4f}")
-                append_log(log, row)  # before the checkpoint: start_log() drops the rows after it
+                append_log(log, row)  # before the checkpoint: after a crash between the two start_log() drops the row
                 if "preview" in due:
                     sheet = preview(ema, diffusion, held_out, cfg, device, autocast)
                     with replacing(out / "previews" / f"{step:07d}.png") as file:
@@ -329,7 +330,7 @@ def read_data(cfg, rank, ranks, dry_run):
         return [None, None]
 
     def read():
-        memory_gb = None if dry_run else d["memory_gb"]
+        memory_gb = None if dry_run else d["memory_gb"]  # None: the files are only checked
         return [Pairs(root, split, d["size"], memory_gb) for split in ("train", d["val"])]
 
     if rank == 0:
@@ -345,10 +346,11 @@ def read_data(cfg, rank, ranks, dry_run):
 def train(cfg, resume=False, dry_run=False):
     """One run, from config to finished checkpoint. Raises ValueError or OSError for what the user can fix."""
     d, c, out, device = cfg["data"], cfg["train"], Path(cfg["out"]), pick_device(cfg["device"])
-    rank, ranks = join_processes(device)
+    rank, ranks = join_processes(device)  # from here on, only the first process prints
     check_run(cfg, resume, ranks)
     root = Path(d["root"])
-    colorbook = Colorbook.load((root if root.exists() else Path(__file__).parent) / "colorbook.json")  # the toy's
+    # toy scenes that are not drawn yet will have the project's colorbook
+    colorbook = Colorbook.load((root if root.exists() else Path(__file__).parent) / "colorbook.json")
     torch.manual_seed(cfg["seed"])
     c["precision"] = pick_precision(c["precision"], device)  # saved with the run, which keeps it when it is resumed
     model, diffusion, autocast = build(cfg, len(colorbook), device)
