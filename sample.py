@@ -116,7 +116,7 @@ def read_masks(path, colorbook, size):
     if not files:
         raise ValueError(f"{path}: no masks in this folder; expected images ({', '.join(SUFFIXES)})"
                          + (f". Do you mean {path / 'masks'}?" if (path / "masks").is_dir() else ""))
-    masks, notes = {}, defaultdict(list)  # notes: {how they were read: [shares of pixels snapped and unlabelled]}
+    masks, lost, notes = {}, [], defaultdict(list)  # {how they were read: [shares of pixels snapped and unlabelled]}
     for stem, file in files.items():
         ids, kind, snapped = read_mask(file, colorbook)
         H, W = ids.shape
@@ -127,10 +127,15 @@ def read_masks(path, colorbook, size):
             note += " after cropping the centre to that ratio"
         notes[note].append((snapped, (ids == UNLABELLED).mean()))
         masks[stem] = fit(ids, size)
+        gone = [colorbook.names[k] for k in np.setdiff1d(ids, masks[stem]) if k != UNLABELLED]
+        lost += [f"{stem} ({', '.join(gone)})"] if gone else []
     for note, shares in notes.items():
         snapped, unlabelled = np.mean(shares, axis=0)
         print(f"{path}: {len(shares)} {note}; {snapped:.1%} of the pixels snapped to the nearest class, "
               f"{unlabelled:.1%} unlabelled")
+    if lost:
+        print(f"{path}: {len(lost)} mask(s) lose a class by that, cut off or too small: {', '.join(lost[:10])}"
+              + (" ..." if len(lost) > 10 else ""))
     return masks
 
 
