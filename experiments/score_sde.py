@@ -28,7 +28,6 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from benchmarks.timing import machine, peak_memory, table
@@ -37,7 +36,7 @@ from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, read_image, to_uint8
 from ddpm import noise_like_seeds
 from evaluate import confusion_matrix, scores
-from experiments.common import choose_masks, parse_count, parse_numbers, read_report, run_program
+from experiments.common import choose_masks, draw_curves, parse_count, parse_numbers, read_report, run_program
 from experiments.training import autocast, fit, make_loader, read, spread
 from experiments.ve_sde import (T_HIGHEST, NoisySegmenter, draw_samples, guided_score, largest_distance, log_likelihood,
                                 network_score, scale_factor, score_errors, see_through_noise, sigma_at, time_at)
@@ -137,23 +136,6 @@ def accuracy_by_level(net, pairs, about, device, levels=41):
         accuracy, mean_iou, _ = scores(confusion)
         rows.append({"t": t, "pixel accuracy": accuracy, "mean IoU": mean_iou})
     return rows
-
-
-def draw_curves(curves, title):
-    """An image of curves {name: [(x, y), ...]} with x and y in 0..1."""
-    image = Image.new("RGB", (640, 440), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    pen.text((60, 8), title, "black", font)
-    for i in range(11):
-        x, y = 60 + 50 * i, 400 - 35 * i
-        pen.line([(60, y), (560, y)], "#dddddd")
-        pen.text((52, y), f"{i / 10:.1f}", "black", font, anchor="rm")
-        pen.text((x, 406), f"{i / 10:.1f}", "black", font, anchor="ma")
-    for i, (name, points) in enumerate(curves.items()):
-        color = ("#1f4e9e", "#c0392b", "#2e8b57", "#e08e1b")[i % 4]
-        pen.line([(60 + 500 * x, 400 - 350 * y) for x, y in points], color, 2)
-        pen.text((330, 36 + 18 * i), name, color, font)
-    return image
 
 
 # ------------------------------------------------------------------------------------------------------ sampling
@@ -278,7 +260,7 @@ def train_segmenter_command(args):
     with replacing(file) as opened:
         opened.write(json.dumps(levels, indent=1).encode())
     for measure in ("pixel accuracy", "mean IoU"):
-        curves = {name: [(row["t"], row[measure]) for row in rows] for name, rows in levels.items()}
+        curves = {name: {row["t"]: [row[measure]] for row in rows} for name, rows in levels.items()}
         draw_curves(curves, f"{measure} over t").save(run / f"levels_{measure.replace(' ', '_')}.png")
     shown = [{"split, encoding": name} | {f"mean IoU at t = {row['t']:.1f}": row["mean IoU"] for row in rows[::10]}
              for name, rows in levels.items()]
