@@ -204,10 +204,11 @@ def count_parameters(*network):
         return sum(p.numel() for p in build_network(*network).parameters())
 
 
-def match_width(block, attention, emb_dim, target, highest):
-    """The width up to `highest` whose number of parameters is nearest to `target`; our own U-Net's are even."""
-    widths = range(4, highest + 1, 2 if block == "doubleconv" else 1)
-    return min(widths, key=lambda width: abs(count_parameters(block, attention, width, emb_dim) - target))
+def match_width(block, attention, width, emb_dim):
+    """The width whose parameters are nearest in number to those of DDPM at `width`; our own U-Net's are even."""
+    target = count_parameters(*ROWS["DDPM"][:2], width, emb_dim)
+    widths = range(max(4, width // 4 * 2), 2 * width + 1, 2 if block == "doubleconv" else 1)
+    return min(widths, key=lambda w: abs(count_parameters(block, attention, w, emb_dim) - target))
 
 
 # ----------------------------------------------------------------------------------- one network: train and draw
@@ -316,21 +317,14 @@ def make_judge(cfg, pairs, held_out, real, out, inception, device):
     return measure
 
 
-def choose_widths(cfg):
-    """{row: (its own width, that with as many parameters as DDPM's)}; DoubleConv's own is the second."""
-    own, emb_dim = cfg["model"]["hidden_dim"], cfg["model"]["emb_dim"]
-    target, widths = count_parameters(*ROWS["DDPM"][:2], own, emb_dim), {}
-    for name, (block, attention, *_) in ROWS.items():
-        matched = match_width(block, attention, emb_dim, target, 4 * own)
-        widths[name] = matched if block == "doubleconv" else own, matched
-    return widths
-
-
 def make_plan(cfg, planes, device):
     """{row: {comparison: {"width", "steps", "cost"}}}; the cost is seconds of a step, measured here."""
-    steps, networks = cfg["train"]["steps"], {}  # two of these are equal, DDPM's and cosine's
-    for name, widths in choose_widths(cfg).items():
-        networks[name] = [(*ROWS[name][:2], width, cfg["model"]["emb_dim"]) for width in widths]
+    steps, width, emb_dim = cfg["train"]["steps"], cfg["model"]["hidden_dim"], cfg["model"]["emb_dim"]
+    networks = {}  # of each row, at its own width and with as many parameters as DDPM; DoubleConv's own is the second
+    for name, (block, attention, *_) in ROWS.items():
+        matched = match_width(block, attention, width, emb_dim)
+        widths = (matched if block == "doubleconv" else width, matched)
+        networks[name] = [(block, attention, w, emb_dim) for w in widths]
     costs = measure_costs(set(sum(networks.values(), [])), planes, Diffusion(**cfg["diffusion"]).to(device),
                           cfg["train"]["precision"], device)
     plan, time_of_ddpm = {}, steps * costs[networks["DDPM"][0]]
