@@ -1,18 +1,22 @@
 """Which blocks help a small DDPM of digits (seed 003, Table 1)? AdaGN, ConvNeXt, a cosine schedule, attention.
 
-    python -m experiments.blocks --data ../shared/data/mnist              a folder with MNIST's files: MINUTES minutes
+    python -m experiments.blocks --data ../shared/data/mnist              a folder with MNIST's files: 140 minutes
     python -m experiments.blocks                                          downloaded by torchvision, to data/mnist
-    python -m experiments.blocks --data ... --trainings 1 --n 100 --set train.steps=400 --out runs/blocks_toy
+    python -m experiments.blocks --data ... --trainings 1 --draws 2 --n 100 --set train.steps=300 --out runs/blocks_toy
+                                                                          7 minutes
 
-Six networks learn to draw digits: a ResNet DDPM, then the same with one thing changed, then our own U-Net of
-DoubleConv with as many parameters. They are compared in three ways: after equally many steps; after the time that the
-DDPM took for these; and after equally many steps again, with the width changed so that parameters are equally many.
-Each is trained from several seeds, and several sets of digits are drawn from each. Distances are Frechet's to held-out
-digits, in the features of a digit classifier that is trained here too, and FID with --inception-weights.
+Six networks learn to draw digits: a ResNet DDPM, four that differ from it in one thing, and our own U-Net of DoubleConv
+with as many parameters. They are compared in three ways: after equally many steps; after the time that DDPM took for
+these; and after equally many steps at the width that gives them DDPM's number of parameters. Each is trained from
+several seeds, and several sets of digits are drawn from each: DDIM, eta 1, 50 steps. Distances are Frechet's to digits
+that were held out, in the features of a classifier of digits that is trained here too, and FID where Inception's
+weights are given.
 
-In --out: report.md (tables, and what their columns are), results.json, digits.png (digits of each network),
-curves.png (distance over time), and the checkpoints. Ctrl-C loses nothing: the same command goes on. Minutes are those
-of two CPU cores with bf16.
+--out gets report.md (tables, and what their columns are), results.json, digits.png (a column for each network),
+curves.png (distance over time), checkpoints and samples, half a gigabyte. Ctrl-C loses nothing: the same command goes
+on. Minutes are those of two CPU cores with bf16, reckoned from single steps on one thread: 95 of training (a step of 32
+digits takes DDPM 0.12 s there, ConvNeXt of DDPM's number of parameters 0.24), 40 of drawing 75,000 digits, 5 for the
+rest.
 """
 
 import argparse
@@ -35,7 +39,7 @@ from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance, in_batches, load_inception
 from experiments.score_digits import SIZE, Digits, Judge, label_of, read_by, read_digits
 from experiments.score_sde import load_batches, parse_count, spread, train_classifier
-from experiments.training import autocast, fit
+from experiments.training import autocast, fit, read
 from unet import UNet, time_embedding
 
 ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (its Table 1: 28x28 to 32x32, 50 epochs)
@@ -272,6 +276,8 @@ def train_row(name, width, seed, steps, cfg, own, held_out, out, device):
     net = build_network(*network).to(device, memory_format=torch.channels_last)
     about = {"kind": "digits", "network": list(network), "diffusion": d, "seed": seed}
     file = out / f"{name.replace(' ', '_')}_w{width}_seed{seed}.pt"
+    if file.exists() and read(file, "digits")["step"] > steps:
+        raise ValueError(f"{file} is past step {steps}, whose digits are missing in {out}: delete it to train it anew")
     net = fit(net, loss, load_batches(cfg, own, device), cfg["train"], file, device, about, validate)
     with autocast(cfg["train"]["precision"], device):
         return net, diffusion, validate(net)["val_eps"]
@@ -336,15 +342,23 @@ def make_plan(cfg, planes, device):
     return plan
 
 
+def points_of(runs):
+    """[(width, steps)] at which a row's digits are drawn: its ends in the plan, and a quarter and half of the way."""
+    own = runs["equal steps"]
+    on_the_way = {(own["width"], max(1, own["steps"] // part)) for part in (4, 2)}
+    return sorted(on_the_way | {(run["width"], run["steps"]) for run in runs.values()})
+
+
 def name_point(name, width, seed, steps):
     return f"{name.replace(' ', '_')}_w{width}_seed{seed}_{steps}"
 
 
 def study(args):
-    small = ["data.flip=0", f"data.size=[{SIZE},{SIZE}]", "model.hidden_dim=16", "model.emb_dim=128",
-             "diffusion.prediction=eps", "train.batch_size=32", "train.steps=3000"]
-    cfg = load_config(preset="idd_lite", overrides=small + args.set)  # the preset has no training settings of its own
-    device, out, steps = pick_device(cfg["device"]), args.out, cfg["train"]["steps"]
+    own_settings = ["data.flip=0", f"data.size=[{SIZE},{SIZE}]", "model.hidden_dim=16", "model.emb_dim=128",
+                    "diffusion.prediction=eps", "train.batch_size=32", "train.steps=4000",
+                    "sample.sampler=ddim", "sample.steps=50", "sample.eta=1"]  # a deterministic sampler leaves noise
+    cfg = load_config(preset="idd_lite", overrides=own_settings + args.set)  # a preset without training settings
+    device, out = pick_device(cfg["device"]), args.out
     cfg["train"]["precision"] = pick_precision(cfg["train"]["precision"], device)
     inception = load_inception(args.inception_weights, device) if args.inception_weights else None
     images, labels = read_digits(args.data)
@@ -358,6 +372,7 @@ def study(args):
     results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "points": {}}
     if results["settings"] != settings:
         raise ValueError(f"{file}: begun with other --n, --draws or --set than now: choose another --out, or delete it")
+    # the judge sees no digit that the networks learn from, nor the held-out ones
     measure = make_judge(cfg, for_judge, held_out, held_out.planes[:, 0].numpy(), out, inception, device)
     results["floor"] = measure(own.planes[: args.n, 0].numpy())
     if "plan" not in results:
@@ -365,13 +380,11 @@ def study(args):
 
     for seed in range(args.trainings):
         for name, runs in results["plan"].items():
-            # a training passes through all its points, and goes on from each as it was saved there
-            curve = [(runs["equal steps"]["width"], max(1, steps // part)) for part in (4, 2)]
-            for width, count in sorted({*curve, *((run["width"], run["steps"]) for run in runs.values())}):
-                key = name_point(name, width, seed, count)
+            for width, steps in points_of(runs):  # one training passes through all points of its width
+                key = name_point(name, width, seed, steps)
                 samples, point = out / "samples" / f"{key}.npy", results["points"].setdefault(key, {"draws": []})
                 if "val_eps" not in point or not samples.exists():
-                    net, diffusion, val_eps = train_row(name, width, seed, count, cfg, own, held_out, out, device)
+                    net, diffusion, val_eps = train_row(name, width, seed, steps, cfg, own, held_out, out, device)
                     point |= {"val_eps": val_eps, "draws": []}
                     samples.parent.mkdir(exist_ok=True)
                     with replacing(samples) as opened:
@@ -410,6 +423,11 @@ def with_spread(values):
     return f"{statistics.mean(values):.3g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
 
 
+def read_points(results, name, width, steps, trainings):
+    """What was measured at one of points_of(), for each seed."""
+    return [results["points"][name_point(name, width, seed, steps)] for seed in range(trainings)]
+
+
 def write_report(results, out, trainings, about, held_out):
     """report.md, and the same on the screen: a table for each comparison, over the first `trainings` seeds."""
     s, floor = results["settings"], results["floor"]
@@ -419,8 +437,7 @@ def write_report(results, out, trainings, about, held_out):
         rows = []
         for name, (block, attention, _, seed_003) in ROWS.items():
             run = results["plan"][name][comparison]
-            keys = [name_point(name, run["width"], seed, run["steps"]) for seed in range(trainings)]
-            points = [results["points"][key] for key in keys]
+            points = read_points(results, name, run["width"], run["steps"], trainings)
             parameters = count_parameters(block, attention, run["width"], s["config"]["model"]["emb_dim"])
             row = {"network": name, "width": run["width"], "parameters": f"{parameters:,}", "steps": run["steps"],
                    "s a step": run["cost"], "error in eps": statistics.mean(point["val_eps"] for point in points)}
@@ -446,44 +463,39 @@ def draw_sheet(plan, held_out, out, rows=10):
 
 
 def draw_curves(results, trainings):
-    """Frechet distance over seconds of training, both logarithmic: a line of means, and a dot for each draw."""
-    dots = {}
+    """Frechet distance over seconds of training, both logarithmic: a dot for each draw, a line through the means."""
+    curves = {}
     for name, runs in results["plan"].items():
-        width, cost = runs["equal steps"]["width"], runs["equal steps"]["cost"]
-        dots[name] = {}
-        for seed in range(trainings):
-            start = name_point(name, width, seed, "")
-            for key, point in results["points"].items():
-                if key.startswith(start):
-                    seconds = cost * int(key.removeprefix(start))
-                    dots[name].setdefault(seconds, []).extend(draw["Frechet"] for draw in point["draws"])
-    times = [seconds for by_time in dots.values() for seconds in by_time]
-    values = [value for by_time in dots.values() for each in by_time.values() for value in each]
-    ticks = [m * 10.0**e for e in range(-3, 6) for m in (1, 2, 5)]
-    image = Image.new("RGB", (720, 500), "white")
+        own, curves[name] = runs["equal steps"], {}
+        for width, steps in points_of(runs):
+            if width == own["width"]:
+                points = read_points(results, name, width, steps, trainings)
+                curves[name][steps * own["cost"]] = [draw["Frechet"] for point in points for draw in point["draws"]]
+    image = Image.new("RGB", (720, 480), "white")
     pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
+    seconds = [time for curve in curves.values() for time in curve]
+    distances = [value for curve in curves.values() for values in curve.values() for value in values]
 
-    def place(value, among, start, length):
-        low, high = 0.9 * min(among), 1.1 * max(among)
-        return start + length * np.log(value / low) / np.log(high / low)
+    def share(number, numbers):
+        return np.log(number / min(numbers)) / np.log(1.01 * max(numbers) / min(numbers))
 
-    def at(seconds, value):
-        return place(seconds, times, 60, 500), place(value, values, 450, -410)
+    def at(time, value):
+        return 60 + 500 * share(time, seconds), 430 - 380 * share(value, distances)
 
     pen.text((60, 10), "Frechet distance in the judge's features, over seconds of training", "black", font)
-    for tick in ticks:
-        if min(values) <= tick <= max(values):
-            y = at(times[0], tick)[1]
+    for tick in [m * 10.0**e for e in range(-3, 6) for m in (1, 2, 5)]:
+        if min(distances) <= tick <= max(distances):
+            y = at(seconds[0], tick)[1]
             pen.line([(60, y), (560, y)], "#dddddd")
             pen.text((54, y), f"{tick:g}", "black", font, anchor="rm")
-        if min(times) <= tick <= max(times):
-            pen.text((at(tick, values[0])[0], 456), f"{tick:g}", "black", font, anchor="ma")
-    for i, (name, color) in enumerate(zip(dots, COLORS)):
-        by_time = sorted(dots[name].items())
-        pen.line([at(seconds, statistics.mean(each)) for seconds, each in by_time], color, 2)
-        for seconds, each in by_time:
-            for value in each:
-                x, y = at(seconds, value)
+        if min(seconds) <= tick <= max(seconds):
+            pen.text((at(tick, distances[0])[0], 440), f"{tick:g}", "black", font, anchor="ma")
+    for i, (color, (name, curve)) in enumerate(zip(COLORS, curves.items())):
+        means = [(time, statistics.mean(values)) for time, values in sorted(curve.items())]
+        pen.line([at(*mean) for mean in means], color, 2)
+        for time, values in curve.items():
+            for value in values:
+                x, y = at(time, value)
                 pen.ellipse([x - 2, y - 2, x + 2, y + 2], color)
         pen.text((575, 50 + 20 * i), name, color, font)
     return image
@@ -497,7 +509,7 @@ def main():
     add("--trainings", type=parse_count, default=2, help="of each network, seeds 0, 1, ...; default: %(default)s")
     add("--draws", type=parse_count, default=3, help="sets of digits from each training; default: %(default)s")
     add("--n", type=parse_count, default=500, help="digits in a set; default: %(default)s")
-    add("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception: FID too; also when all is drawn")
+    add("--inception-weights", metavar="FILE", help="of torch-fidelity's Inception: FID too, an hour, now or later")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of config.yaml: train.steps=1000")
     command(study, parser.parse_args())
 

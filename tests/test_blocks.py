@@ -16,7 +16,7 @@ from experiments.blocks import (ROWS, Attention, ConvNeXtBlock, GreyUNet, ResNet
                                 count_parameters, make_plan, match_width)
 
 BLOCKS = {"resnet": ResNetBlock, "adagn": lambda *sizes: ResNetBlock(*sizes, adaptive=True), "convnext": ConvNeXtBlock}
-SMALL = {"device": "cpu", "model.hidden_dim": 4, "model.emb_dim": 8, "diffusion.T": 20, "train.steps": 4,
+SMALL = {"device": "cpu", "model.hidden_dim": 4, "model.emb_dim": 8, "diffusion.T": 20, "train.steps": 2,
          "train.batch_size": 4, "train.val_pairs": 4, "sample.steps": 2}
 
 
@@ -189,16 +189,16 @@ def test_the_study(command, tmp_path, monkeypatch, capsys):
     """Six rows in three tables hold what was drawn; what is done stays, FID is added; other settings are refused."""
     run = tmp_path / "run"
     first = command()
-    assert first["plan"]["ConvNeXt"]["equal time"] == {"width": 4, "steps": 2, "cost": 0.2}
+    assert first["plan"]["ConvNeXt"]["equal time"] == {"width": 4, "steps": 1, "cost": 0.2}
     samples = {path.name: path.stat().st_mtime_ns for path in (run / "samples").iterdir()}
     report = (run / "report.md").read_text()
     rows = [[cell.strip() for cell in line.split("|")[1:-1]] for line in report.splitlines() if line.startswith("| ")]
     assert [row[0] for row in rows] == ["network", "---", *ROWS] * 3
-    point = first["points"]["ConvNeXt_w4_seed0_2"]
+    point = first["points"]["ConvNeXt_w4_seed0_1"]
     mean = np.mean([draw["Frechet"] for draw in point["draws"]])
     cells = dict(zip(rows[0], rows[8 + 2 + 2]))  # of the second table's third network
-    assert cells["steps"] == "2" and float(cells["Frechet"].split()[0]) == pytest.approx(mean, rel=1e-2)
-    assert np.load(run / "samples" / "ConvNeXt_w4_seed0_2.npy").shape == (6, 32, 32)
+    assert cells["steps"] == "1" and float(cells["Frechet"].split()[0]) == pytest.approx(mean, rel=1e-2)
+    assert np.load(run / "samples" / "ConvNeXt_w4_seed0_1.npy").shape == (6, 32, 32)
     assert Image.open(run / "digits.png").width > 7 * 96 and Image.open(run / "curves.png").width == 720
 
     monkeypatch.setattr(blocks, "load_inception", lambda *_: lambda images: images.flatten(1)[:, :200].float())
@@ -221,12 +221,12 @@ def test_a_training_passes_through_its_points(command, tmp_path, monkeypatch):
     run = tmp_path / "run"
     monkeypatch.setattr(blocks, "ROWS", {name: ROWS[name] for name in ("DDPM", "AdaGN")})
     first = command()
-    before = np.load(run / "samples" / "AdaGN_w4_seed0_4.npy")
-    for path in [*run.glob("AdaGN_w4_seed0*"), run / "samples" / "AdaGN_w4_seed0_4.npy"]:
+    before = np.load(run / "samples" / "AdaGN_w4_seed0_2.npy")
+    for path in [*run.glob("AdaGN_w4_seed0*"), run / "samples" / "AdaGN_w4_seed0_2.npy"]:
         path.unlink()
     second = command("--trainings", 2)
-    assert np.array_equal(np.load(run / "samples" / "AdaGN_w4_seed0_4.npy"), before)
-    assert not np.array_equal(np.load(run / "samples" / "AdaGN_w4_seed1_4.npy"), before)
+    assert np.array_equal(np.load(run / "samples" / "AdaGN_w4_seed0_2.npy"), before)
+    assert not np.array_equal(np.load(run / "samples" / "AdaGN_w4_seed1_2.npy"), before)
     assert second["plan"] == first["plan"] and len(second["points"]) == 2 * len(first["points"])
     assert second["points"] | first["points"] == second["points"]
     assert "2 training seed(s)" in (run / "report.md").read_text()
@@ -240,6 +240,6 @@ def test_costs_are_of_the_network(monkeypatch):
     plan = make_plan(cfg, torch.zeros(2, 2, 32, 32, dtype=torch.uint8), torch.device("cpu"))
     base = plan["DDPM"]["equal steps"]["cost"]
     for runs in plan.values():
-        expected = max(1, round(4 * base / runs["equal steps"]["cost"]))
+        expected = max(1, round(2 * base / runs["equal steps"]["cost"]))
         assert runs["equal time"]["steps"] == expected and 0 < runs["equal steps"]["cost"] < 5
     assert plan["cosine"] == plan["DDPM"]
