@@ -42,7 +42,7 @@ from experiments.score_sde import load_batches, parse_count, spread, train_class
 from experiments.training import autocast, fit, read
 from unet import UNet, time_embedding
 
-ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (its Table 1: 28x28 to 32x32, 50 epochs)
+ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (its Table 1; 50 epochs of MNIST at 32x32)
     "DDPM": ("resnet", True, "linear", 47.081),
     "AdaGN": ("adagn", True, "linear", 49.303),
     "ConvNeXt": ("convnext", True, "linear", 44.001),
@@ -152,6 +152,8 @@ class BlockUNet(nn.Module):
     def __init__(self, width=16, block="resnet", attention=True, emb_dim=128):
         super().__init__()
         c = [GROUPS * round(width * factor / GROUPS) for factor in (1, 2, 4, 4)]
+        if c[0] < GROUPS:
+            raise ValueError(f"the width (model.hidden_dim) must be 3 or more, got {width}")
 
         def make_block(in_ch, out_ch):
             if block == "convnext":
@@ -250,7 +252,7 @@ def measure_costs(networks, planes, diffusion, precision, device):
     return {network: statistics.median(values[2:]) for network, values in seconds.items()}  # the first two warm up
 
 
-def train_row(name, width, seed, steps, cfg, own, held_out, out, device):
+def train_row(name, width, seed, steps, cfg, digits, held_out, out, device):
     """Train a row's network of that width to `steps`, from its last checkpoint on.
 
     Returns the network, its Diffusion, and its mean error in eps over held-out digits, at fixed t and noise.
@@ -278,7 +280,7 @@ def train_row(name, width, seed, steps, cfg, own, held_out, out, device):
     file = out / f"{name.replace(' ', '_')}_w{width}_seed{seed}.pt"
     if file.exists() and read(file, "digits")["step"] > steps:
         raise ValueError(f"{file} is past step {steps}, whose digits are missing in {out}: delete it to train it anew")
-    net = fit(net, loss, load_batches(cfg, own, device), cfg["train"], file, device, about, validate)
+    net = fit(net, loss, load_batches(cfg, digits, device), cfg["train"], file, device, about, validate)
     with autocast(cfg["train"]["precision"], device):
         return net, diffusion, validate(net)["val_eps"]
 
@@ -364,19 +366,19 @@ def study(args):
     images, labels = read_digits(args.data)
     order = np.random.default_rng(0).permutation(len(images))
     cuts = np.split(order, [len(order) * 6 // 10, len(order) * 9 // 10])
-    own, for_judge, held_out = (Digits(images[part], labels[part]) for part in cuts)
-    print(f"{len(own)} digits for the networks, {len(for_judge)} for the judge, {len(held_out)} held out")
+    for_networks, for_judge, held_out = (Digits(images[part], labels[part]) for part in cuts)
+    print(f"{len(for_networks)} digits for the networks, {len(for_judge)} for the judge, {len(held_out)} held out")
 
     out.mkdir(parents=True, exist_ok=True)
-    file, settings = out / "results.json", {"n": args.n, "draws": args.draws, "config": cfg}
+    file, settings = out / "results.json", {"digits": len(images), "n": args.n, "draws": args.draws, "config": cfg}
     results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "points": {}}
     if results["settings"] != settings:
-        raise ValueError(f"{file}: begun with other --n, --draws or --set than now: choose another --out, or delete it")
+        raise ValueError(f"{file}: begun with other digits, --n, --draws or --set: choose another --out, or delete it")
     # the judge sees no digit that the networks learn from, nor the held-out ones
     measure = make_judge(cfg, for_judge, held_out, held_out.planes[:, 0].numpy(), out, inception, device)
-    results["floor"] = measure(own.planes[: args.n, 0].numpy())
+    results["floor"] = measure(for_networks.planes[: args.n, 0].numpy())
     if "plan" not in results:
-        results["plan"] = make_plan(cfg, own.planes[: cfg["train"]["batch_size"]].to(device), device)
+        results["plan"] = make_plan(cfg, for_networks.planes[: cfg["train"]["batch_size"]].to(device), device)
 
     for seed in range(args.trainings):
         for name, runs in results["plan"].items():
@@ -384,7 +386,8 @@ def study(args):
                 key = name_point(name, width, seed, steps)
                 samples, point = out / "samples" / f"{key}.npy", results["points"].setdefault(key, {"draws": []})
                 if "val_eps" not in point or not samples.exists():
-                    net, diffusion, val_eps = train_row(name, width, seed, steps, cfg, own, held_out, out, device)
+                    net, diffusion, val_eps = train_row(name, width, seed, steps, cfg, for_networks, held_out, out,
+                                                        device)
                     point |= {"val_eps": val_eps, "draws": []}
                     samples.parent.mkdir(exist_ok=True)
                     with replacing(samples) as opened:
