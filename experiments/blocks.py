@@ -28,7 +28,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from benchmarks.timing import machine, now, table
@@ -37,9 +36,10 @@ from config import command, load_config
 from dataset import contact_sheet, to_uint8
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance, in_batches, load_inception
+from experiments.common import draw_curves, parse_count
 from experiments.score_digits import SIZE, Digits, Judge, label_of, read_by, read_digits
-from experiments.score_sde import load_batches, parse_count, spread, train_classifier
-from experiments.training import autocast, fit, read
+from experiments.score_sde import train_classifier
+from experiments.training import autocast, fit, make_loader, read, spread
 from unet import UNet, time_embedding
 
 ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (its Table 1; 50 epochs of MNIST at 32x32)
@@ -50,7 +50,6 @@ ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (i
     "no attention": ("resnet", False, "linear", 52.476),
     "DoubleConv": ("doubleconv", False, "linear", None)}
 COMPARISONS = ("equal steps", "equal time", "equal parameters")
-COLORS = ("#1f4e9e", "#c0392b", "#2e8b57", "#e08e1b", "#7d3c98", "#555555")
 GROUPS = 4  # of a GroupNorm
 SMAX = 1.0  # of the judge's noise, which it never sees: at t = 0 sigma does not depend on it
 
@@ -280,7 +279,7 @@ def train_row(name, width, seed, steps, cfg, digits, held_out, out, device):
     file = out / f"{name.replace(' ', '_')}_w{width}_seed{seed}.pt"
     if file.exists() and read(file, "digits")["step"] > steps:
         raise ValueError(f"{file} is past step {steps}, whose digits are missing in {out}: delete it to train it anew")
-    net = fit(net, loss, load_batches(cfg, digits, device), cfg["train"], file, device, about, validate)
+    net = fit(net, loss, make_loader(cfg, digits, device), cfg["train"], file, device, about, validate)
     with autocast(cfg["train"]["precision"], device):
         return net, diffusion, validate(net)["val_eps"]
 
@@ -398,7 +397,8 @@ def study(args):
                 with replacing(file) as opened:
                     opened.write(json.dumps(results, indent=1).encode())
         write_report(results, out, seed + 1, f"{machine(device)}, {cfg['train']['precision']}", len(held_out))
-        draw_curves(results, seed + 1).save(out / "curves.png")
+        draw_curves(collect_curves(results, seed + 1), "Frechet distance over seconds of training", True,
+                    True).save(out / "curves.png")
     draw_sheet(results["plan"], held_out, out).save(out / "digits.png")
     print(f"\n{out / 'report.md'}, curves.png, digits.png")
 
@@ -465,8 +465,8 @@ def draw_sheet(plan, held_out, out, rows=10):
     return contact_sheet(shown, list(columns), least=96)
 
 
-def draw_curves(results, trainings):
-    """Frechet distance over seconds of training, both logarithmic: a dot for each draw, a line through the means."""
+def collect_curves(results, trainings):
+    """{row: {seconds of training at its own width: [Frechet distance of each draw]}}"""
     curves = {}
     for name, runs in results["plan"].items():
         own, curves[name] = runs["equal steps"], {}
@@ -474,34 +474,7 @@ def draw_curves(results, trainings):
             if width == own["width"]:
                 points = read_points(results, name, width, steps, trainings)
                 curves[name][steps * own["cost"]] = [draw["Frechet"] for point in points for draw in point["draws"]]
-    image = Image.new("RGB", (720, 480), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    seconds = [time for curve in curves.values() for time in curve]
-    distances = [value for curve in curves.values() for values in curve.values() for value in values]
-
-    def share(number, numbers):
-        return np.log(number / min(numbers)) / np.log(1.01 * max(numbers) / min(numbers))
-
-    def at(time, value):
-        return 60 + 500 * share(time, seconds), 430 - 380 * share(value, distances)
-
-    pen.text((60, 10), "Frechet distance in the judge's features, over seconds of training", "black", font)
-    for tick in [m * 10.0**e for e in range(-3, 6) for m in (1, 2, 5)]:
-        if min(distances) <= tick <= max(distances):
-            y = at(seconds[0], tick)[1]
-            pen.line([(60, y), (560, y)], "#dddddd")
-            pen.text((54, y), f"{tick:g}", "black", font, anchor="rm")
-        if min(seconds) <= tick <= max(seconds):
-            pen.text((at(tick, distances[0])[0], 440), f"{tick:g}", "black", font, anchor="ma")
-    for i, (color, (name, curve)) in enumerate(zip(COLORS, curves.items())):
-        means = [(time, statistics.mean(values)) for time, values in sorted(curve.items())]
-        pen.line([at(*mean) for mean in means], color, 2)
-        for time, values in curve.items():
-            for value in values:
-                x, y = at(time, value)
-                pen.ellipse([x - 2, y - 2, x + 2, y + 2], color)
-        pen.text((575, 50 + 20 * i), name, color, font)
-    return image
+    return curves
 
 
 def main():
