@@ -215,7 +215,8 @@ def resize(planes, size):
 def judge(predict, pairs, judged):
     """The confusion matrix of predictions for `pairs`, brought to the size of `judged`, the same pairs in that size.
 
-    Also "agreement": pixels [[wrong, right] where all voters agree, [wrong, right] elsewhere]; 0 without voters.
+    Also "agreement", numbers of pixels: all voters agree and are wrong, agree and are right, differ and are wrong,
+    differ and are right.
     """
     confusion, agreement = 0, torch.zeros(4, dtype=torch.long)
     chunks = list(zip(pairs.planes.split(CHUNK), judged.planes.split(CHUNK)))
@@ -226,7 +227,7 @@ def judge(predict, pairs, judged):
         if disagreement is not None:
             kinds = 2 * (resize(disagreement, judged.size) > 1e-6) + (ids == truth)
             agreement += torch.bincount(kinds[truth != UNLABELLED], minlength=4)
-    return {"confusion": confusion.tolist(), "agreement": agreement.view(2, 2).tolist()}
+    return {"confusion": confusion.tolist(), "agreement": agreement.tolist()}
 
 
 def take(pairs, chosen):
@@ -240,63 +241,57 @@ def take(pairs, chosen):
 
 
 def draws_of(runs, row, n, split, key="confusion"):
-    """What judge() found, of each draw of n images for a row."""
-    return [run[split][key] for run in runs if (run["row"], run["n"]) == (row, n)]
+    """What judge() found for a row, in each draw of n images: (draws, ...)."""
+    return torch.tensor([run[split][key] for run in runs if (run["row"], run["n"]) == (row, n)])
 
 
-def mean_ious(runs, *where):
-    return [scores(torch.tensor(confusion))[1] for confusion in draws_of(runs, *where)]
-
-
-def make_table(corner, rows, columns, cell):
+def make_table(rows, columns, cell):
     """A Markdown table of cell(row, key), with a column for each {title: key}."""
-    return table([{corner: row} | {title: cell(row, key) for title, key in columns.items()} for row in rows])
+    return table([{"": row} | {title: cell(row, key) for title, key in columns.items()} for row in rows])
 
 
-def write_tables(runs, rows, args, sources, data, sizes, n, splits):
-    """report.md: what was measured, of finished runs. n is the number of images where there is but one."""
-    train, judged = data[args.size]["train"], data[args.size][splits[-1]]
-    lines = ["# Segmentation from few labelled images", ""]
-    for name, source in sources.items():
-        about, small = source.about, data[source.size][splits[-1]]
-        reached = confusion_matrix(judged.planes[:, 3], resize(small.planes[:, 3], args.size), len(train.colorbook))
-        lines.append(f"- {name}: {source.size[0]}x{source.size[1]}, {'with' if about['masks'] else 'without'} masks, "
-                     f"{about['steps']} steps on the train split of {about['root']}; true masks of its size have a mean "
-                     f"IoU of {scores(reached)[1]:.3f}")
-    lines += ["", f"Judged at {args.size[0]}x{args.size[1]}; ± is the sample deviation of {args.draws} draws of the "
-              f"labelled images, the same for all rows. The segmenter and fine-tuning take {args.steps} steps, with all "
-              f"images {3 * args.steps}. Blocks: {', '.join(BLOCKS)}; t: {', '.join(f'{t:g} T' for t in TIMES)}."]
+def write_report(runs, rows, args, sources, data, sizes, n, splits):
+    """report.md: what was judged in the runs. n is the number of labelled images where there is but one."""
+    (*_, split), (H, W), train = splits, args.size, data[args.size]["train"]
 
-    def spread(*where):
-        values = mean_ious(runs, *where)
+    def mean_iou(row, n, split):
+        values = scores(draws_of(runs, row, n, split))[1]
         return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
 
-    def iou_of_class(row, k):
-        ious = [scores(torch.tensor(confusion))[2][k] for confusion in draws_of(runs, row, n, splits[-1])]
-        return f"{torch.stack(ious).nanmean():.3f}"
-
-    def share(row, kind):
-        (wrong, right), (others_wrong, others_right) = np.sum(draws_of(runs, row, n, splits[-1], "agreement"), axis=0)
+    def agreement(row, kind):
+        wrong, right, others_wrong, others_right = draws_of(runs, row, n, split, "agreement").sum(0).tolist()
         agreed, others = wrong + right, others_wrong + others_right
-        part, whole = {"agree": (agreed, agreed + others), "right": (right, agreed), "else": (others_right, others)}[kind]
-        return f"{part / max(whole, 1):.1%}"
+        shares = {"agree": agreed / (agreed + others), "right": right / max(agreed, 1),
+                  "right elsewhere": others_right / max(others, 1)}
+        return f"{shares[kind]:.1%}"
 
+    lines = ["# Segmentation from few labelled images", ""]
+    for name, source in sources.items():
+        truth, small = (data[size][split].planes[:, 3] for size in (args.size, source.size))
+        _, reached, _ = scores(confusion_matrix(truth, resize(small, args.size), len(train.colorbook)))
+        about = source.about
+        lines.append(f"- {name}: {source.size[0]}x{source.size[1]}, with{'' if about['masks'] else 'out'} masks, "
+                     f"{about['steps']} steps on the train split of {about['root']}; the true masks at its size have "
+                     f"mean IoU {reached:.3f}")
+    lines += ["", f"Judged at {H}x{W}. ± is the sample deviation over {args.draws} draws of the labelled images, the "
+              f"same for all rows. The segmenter and fine-tuning take {args.steps} steps, with all images "
+              f"{3 * args.steps}. Blocks: {', '.join(BLOCKS)}; t: {', '.join(f'{t:g} T' for t in TIMES)}.", ""]
     columns = {f"all {size}" if size == len(train) else f"{size} images": size for size in sizes}
-    for split in reversed(splits):
-        lines += ["", f"Mean IoU on {split}; a column for each number of labelled images:", "",
-                  make_table("", rows, columns, lambda row, size, split=split: spread(row, size, split))]
-    columns = {name: k for k, name in enumerate(train.colorbook.names)}
-    lines += ["", f"IoU of each class on {splits[-1]}, {n} images; nan does not occur:", "",
-              make_table("", rows, columns, iou_of_class)]
-    voters = [row for row in rows if row.startswith("pixel classifier")]
-    columns = {"all voters agree": "agree", "right where they agree": "right", "right elsewhere": "else"}
-    lines += ["", f"Does disagreement find mistakes? Shares of the pixels of {splits[-1]}, {n} images, {MEMBERS} voters:",
-              "", make_table("", voters, columns, share)]
-    columns = {f"t = {t:g} T": t for t in TABLE_TIMES}
-    lines += ["", f"Which block, which t? Mean IoU on {splits[0]} of {TABLE_MEMBERS} voters that see one block at one t "
-              f"of {next(iter(sources))}, {n} images. Nothing above was chosen by it:", "",
-              make_table("", TABLE_BLOCKS, columns, lambda block, t: spread(f"{block} at {t:g} T", n, splits[0])),
-              "", "![mean IoU over the number of images](curves.png)", "", "![predictions](maps.png)", ""]
+    for each in reversed(splits):
+        lines += [f"Mean IoU on {each}, a column for each number of labelled images:", "",
+                  make_table(rows, columns, lambda row, size, each=each: mean_iou(row, size, each)), ""]
+    lines += [f"IoU of each class on {split}, {n} images; nan: does not occur.", "",
+              make_table(rows, {name: k for k, name in enumerate(train.colorbook.names)},
+                         lambda row, k: scores(draws_of(runs, row, n, split))[2][:, k].nanmean().item()), "",
+              f"Does disagreement find mistakes? Shares of the pixels of {split}, {n} images, {MEMBERS} voters:", "",
+              make_table([row for row in rows if row.startswith("pixel classifier")],
+                         {"all voters agree": "agree", "right where they agree": "right",
+                          "right elsewhere": "right elsewhere"}, agreement), "",
+              f"Which block, which t? Mean IoU on {splits[0]} of {TABLE_MEMBERS} voters that see one block at one t of "
+              f"{next(iter(sources))}, {n} images. Nothing above was chosen by it.", "",
+              make_table(TABLE_BLOCKS, {f"t = {t:g} T": t for t in TABLE_TIMES},
+                         lambda block, t: mean_iou(f"{block} at {t:g} T", n, splits[0])), "",
+              "![mean IoU over the number of images](curves.png)", "", "![predictions](maps.png)", ""]
     text = "\n".join(lines)
     print("\n" + text)
     with replacing(args.out / "report.md") as file:
@@ -440,8 +435,8 @@ def run_study(args):
         shutil.rmtree(folder, ignore_errors=True)
 
     finished = [results["runs"][name] for name in names]
-    write_tables(finished, list(rows), args, sources, data, sizes, n_shown, splits)
-    curves = {row: {n: mean_ious(finished, row, n, splits[-1]) for n in sizes} for row in rows}
+    write_report(finished, rows, args, sources, data, sizes, n_shown, splits)
+    curves = {row: {n: scores(draws_of(finished, row, n, splits[-1]))[1] for n in sizes} for row in rows}
     title = f"mean IoU on {splits[-1]} over the number of labelled images; bars: lowest and highest draw"
     draw_curves(curves, title).save(args.out / "curves.png")
     draw_maps(rows, take(judged[splits[-1]], shown), n_shown, args.out).save(args.out / "maps.png")
@@ -457,14 +452,14 @@ def main():
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", required=True, help="of train.py; tables use the names of their folders. "
         "The first one's size is what all are judged at")
-    add("--root", type=Path, help="a prepared data set, on whose train split the networks were trained; default: that of "
-        "the first checkpoint")
+    add("--root", type=Path, help="a prepared data set, on whose train split the networks were trained; default: that "
+        "of the first checkpoint")
     add("--out", type=Path, default=Path("runs/pixels"), help="default: %(default)s")
-    add("--sizes", type=parse_sizes, default="5,10,20,50,100,all", metavar="N[,N...]", help="numbers of labelled images; "
-        "default: %(default)s")
-    add("--draws", type=parse_count, default=3, help="of the labelled images and of the seed; default: %(default)s")
-    add("--steps", type=parse_count, default=400, help="of fine-tuning and of the segmenter; three times as many with all "
+    add("--sizes", type=parse_sizes, default="5,10,20,50,100,all", metavar="N[,N...]", help="numbers of labelled "
         "images; default: %(default)s")
+    add("--draws", type=parse_count, default=3, help="of the labelled images and of the seed; default: %(default)s")
+    add("--steps", type=parse_count, default=400, help="of fine-tuning and of the segmenter; three times as many with "
+        "all images; default: %(default)s")
     command(run_study, parser.parse_args())
 
 
