@@ -172,9 +172,9 @@ def test_the_curves_have_a_colour_for_each_row():
 @pytest.fixture
 def study(checkpoint, flat_root, tmp_path, monkeypatch):
     """study("--sizes", "4") runs the smallest form of the whole study; its results and its report."""
-    nets = [checkpoint("masks"), checkpoint("none", model__conditional="false"), checkpoint("s", data__size=[8, 8])]
+    nets = [checkpoint("masks"), checkpoint("small", model__conditional="false", data__size=[8, 8])]
     small = {"MEMBERS": 2, "TABLE_MEMBERS": 1, "TABLE_BLOCKS": ["down3", "up3"], "TABLE_TIMES": [0, 0.5], "SHOWN": 2,
-             "MLP": {"steps": 3, "batch_size": 8, "lr": 1e-3}, "PIXELS": 200, "AUGMENT": None}
+             "MLP": {"steps": 3, "batch_size": 8, "lr": 1e-3}, "PIXELS": 200, "CHUNK": 64}
     for name, value in small.items():
         monkeypatch.setattr(pixel_classifier, name, value)
     monkeypatch.setitem(pixel_classifier.SEGMENTER, "batch_size", 2)
@@ -195,7 +195,7 @@ def test_the_study(study, tmp_path, monkeypatch):
     results, report = study("--sizes", "4,all")
     assert all(results["runs"][name] == run for name, run in first["runs"].items())
     rows = {run["row"] for run in results["runs"].values() if "test" in run}
-    names = ["masks", "none", "s", "random weights"]
+    names = ["masks", "small", "random weights"]
     assert rows == {"segmenter from scratch"} | {
         f"{method} of {name}" for method in ("pixel classifier", "fine-tuned U-Net") for name in names}
     for run in results["runs"].values():  # 10 pairs of val, 5 of test, all of them labelled
@@ -208,11 +208,11 @@ def test_the_study(study, tmp_path, monkeypatch):
         assert len(values) == 2 and f"{cell} |\n" in report.split("Mean IoU on test")[1].split(f"| {row} |")[1][:60]
     cells = [line for line in report.splitlines() if line.startswith(("| down3 |", "| up3 |"))]
     assert len(cells) == 2 and all(line.count("±") == 2 for line in cells)
-    for line in ("none: 16x16, without masks, 7 steps", "random weights: 16x16, with masks, 0 steps"):
+    for line in ("- small: 8x8, without masks, 7 steps", "- random weights: 16x16, with masks, 0 steps"):
         assert line in report
     sheet = Image.open(tmp_path / "out" / "maps.png")
-    assert sheet.width > 2 * 128 and sheet.height > (2 + 9 + 4) * 128
-    assert Image.open(tmp_path / "out" / "curves.png").size == (720, 650)
+    assert sheet.width > 2 * 128 and sheet.height > (2 + 7 + 3) * 128
+    assert Image.open(tmp_path / "out" / "curves.png").size == (720, 610)
     assert not list((tmp_path / "out").glob("unfinished/*"))
 
     for name in ("train_mlp", "fit", "train_segmenter"):
@@ -227,7 +227,7 @@ def test_mistakes(study, checkpoint, tmp_path):
     with pytest.raises(SystemExit, match="--sizes 51: .*train has only 50 pairs"):
         study("--sizes", "51")
     net = tmp_path / "masks" / "checkpoint.pt"
-    with pytest.raises(SystemExit, match="second checkpoint in a folder called 'masks'"):
+    with pytest.raises(SystemExit, match="folders called masks, masks"):
         study(nets=[net, net])
     with pytest.raises(SystemExit, match="no such checkpoint"):
         study(nets=[tmp_path / "nowhere.pt"])
