@@ -158,7 +158,7 @@ def classify_pixels(source, blocks, times, members, pairs, seed, steps, folder):
     return predict
 
 
-# ------------------------------------------------------------------------------------------------- what it is up to
+# ----------------------------------------------------------------------------------------- what it is compared with
 
 
 def fine_tune(source, pairs, seed, steps, folder):
@@ -277,9 +277,9 @@ def write_report(runs, rows, args, sources, data, sizes, n, splits):
                       f"{about['steps']} steps on the train split of {about['root']}; the true masks at its size have "
                       f"mean IoU {reached:.3f}")
     parts = ["# Segmentation from few labelled images", "\n".join(legend),
-             f"Judged at {args.size[0]}x{args.size[1]}; ± is the sample deviation over {args.draws} draws of the labelled "
-             f"images, the same for all rows. The segmenter and fine-tuning take {args.steps} steps, with all images "
-             f"{3 * args.steps}. Blocks: {', '.join(BLOCKS)}; t: {', '.join(f'{t:g} T' for t in TIMES)}."]
+             f"Judged at {args.size[0]}x{args.size[1]}; ± is the sample deviation over {args.draws} draws of the "
+             f"labelled images, the same for all rows. The segmenter and fine-tuning take {args.steps} steps, with all "
+             f"images {3 * args.steps}. Blocks: {', '.join(BLOCKS)}; t: {', '.join(f'{t:g} T' for t in TIMES)}."]
 
     columns = {f"all {size}" if size == len(train) else f"{size} images": size for size in sizes}
     for each in reversed(splits):
@@ -331,7 +331,7 @@ def draw_curves(curves, title):
 
 
 def draw_maps(rows, shown, n, out):
-    """Held-out pairs, and below them what each row predicts; in the rows of disagreement white is the highest."""
+    """Held-out pairs, and below them what each row predicts; disagreement is brighter where more voters disagree."""
     images = [list(shown.planes[:, :3].permute(0, 2, 3, 1).numpy()),
               [shown.colorbook.paint(ids) for ids in shown.planes[:, 3].numpy()]]
     labels = ["image", "truth"]
@@ -369,7 +369,7 @@ def plan(sources, device, precision):
         method = partial(classify_pixels, source, BLOCKS, TIMES, MEMBERS)
         rows[f"pixel classifier of {name}"] = source.size, method
     for name, source in sources.items():
-        rows[f"fine-tuned U-Net of {name}"] = source.size, partial(fine_tune, source)
+        rows[f"U-Net trained from {name}"] = source.size, partial(fine_tune, source)
     rows["segmenter from scratch"] = first.size, partial(train_from_scratch, device, precision)
     for t in TABLE_TIMES:
         for block in TABLE_BLOCKS:
@@ -434,7 +434,8 @@ def run_study(args):
         results["runs"][name] = result
         with replacing(args.out / "results.json") as file:
             file.write(json.dumps(results).encode())
-        shutil.rmtree(folder, ignore_errors=True)
+        if folder.exists():
+            shutil.rmtree(folder)
 
     finished = [results["runs"][name] for name in names]
     write_report(finished, rows, args, sources, data, sizes, n_shown, splits)
@@ -452,8 +453,8 @@ def parse_sizes(text):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     add = parser.add_argument
-    add("--checkpoint", type=Path, nargs="+", required=True, help="of train.py; tables use the names of their folders. "
-        "The first one's size is what all are judged at")
+    add("--checkpoint", type=Path, nargs="+", action="extend", required=True, help="of train.py; tables use the names "
+        "of their folders. The first one's size is what all are judged at")
     add("--root", type=Path, help="a prepared data set, on whose train split the networks were trained; default: that "
         "of the first checkpoint")
     add("--out", type=Path, default=Path("runs/pixels"), help="default: %(default)s")

@@ -181,7 +181,8 @@ def study(checkpoint, flat_root, tmp_path, monkeypatch):
     monkeypatch.setitem(pixel_classifier.FINE_TUNING, "batch_size", 2)
 
     def run(*options, nets=nets):
-        arguments = ["--checkpoint", *nets, "--out", tmp_path / "out", "--draws", "2", "--steps", "1", *options]
+        chosen = [word for net in nets for word in ("--checkpoint", net)]
+        arguments = [*chosen, "--out", tmp_path / "out", "--draws", "2", "--steps", "1", *options]
         monkeypatch.setattr(sys, "argv", ["pixel_classifier", *map(str, arguments)])
         pixel_classifier.main()
         return json.loads((tmp_path / "out" / "results.json").read_text()), (tmp_path / "out" / "report.md").read_text()
@@ -197,7 +198,7 @@ def test_the_study(study, tmp_path, monkeypatch):
     rows = {run["row"] for run in results["runs"].values() if "test" in run}
     names = ["masks", "small", "random weights"]
     assert rows == {"segmenter from scratch"} | {
-        f"{method} of {name}" for method in ("pixel classifier", "fine-tuned U-Net") for name in names}
+        f"{method} {name}" for method in ("pixel classifier of", "U-Net trained from") for name in names}
     for run in results["runs"].values():  # 10 pairs of val, 5 of test, all of them labelled
         assert np.sum(run["val"]["confusion"]) == 2560
         assert "test" not in run or np.sum(run["test"]["confusion"]) == 1280
