@@ -34,7 +34,6 @@ import numpy as np
 import torch
 import torch.nn as nn
 import torch.nn.functional as F
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from benchmarks.timing import table
@@ -43,8 +42,8 @@ from config import command
 from dataset import Pairs, batches
 from ddpm import noise_like_seeds
 from evaluate import confusion_matrix, load_segmenter, scores
+from experiments.common import draw_curves, parse_count
 from experiments.lesson import grid
-from experiments.score_sde import parse_count
 from experiments.segmenter import AUGMENT, save, train_segmenter
 from experiments.training import fit
 from masks import UNLABELLED
@@ -60,7 +59,6 @@ FINE_TUNING = {"batch_size": 16, "lr": 1e-3, "warmup": 50, "val_every": 10**9, "
                "compile": False, "activation_checkpointing": False}
 SHOWN, MAPS = 6, ["ids", "disagreement"]  # held-out images in maps.png; what is drawn of each
 CHUNK = 8                       # images whose features are in memory at a time
-COLORS = ["#1f4e9e", "#c0392b", "#2e8b57", "#e08e1b", "#8e44ad", "#16a0b0", "#7f5539", "#d6408b", "#666666"]
 
 # -------------------------------------------------------------------------------------------- the pixel classifier
 
@@ -302,34 +300,6 @@ def write_report(runs, rows, args, sources, data, sizes, n, splits):
         file.write(text.encode())
 
 
-def draw_curves(curves, title):
-    """An image of curves {row: {number of images: [mean IoU of each draw]}}, the numbers on a logarithmic axis."""
-    sizes = list(next(iter(curves.values())))
-    highest = max(max(values) for points in curves.values() for values in points.values())
-    tenths = math.floor(10 * highest) + 1
-    image = Image.new("RGB", (720, 470 + 20 * len(curves)), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(14)
-
-    def at(n, value):
-        share = math.log(n / sizes[0]) / math.log(sizes[-1] / sizes[0]) if len(sizes) > 1 else 0.5
-        return 60 + 620 * share, 410 - 3700 * value / tenths
-
-    pen.text((60, 8), title, "black", font)
-    for i in range(tenths + 1):
-        y = at(sizes[0], i / 10)[1]
-        pen.line([(60, y), (680, y)], "#dddddd")
-        pen.text((52, y), f"{i / 10:.1f}", "black", font, anchor="rm")
-    for n in sizes:
-        pen.text((at(n, 0)[0], 416), str(n), "black", font, anchor="ma")
-    for i, (row, points) in enumerate(curves.items()):
-        color = COLORS[i % len(COLORS)]
-        pen.line([at(n, np.mean(values)) for n, values in points.items()], color, 2)
-        for n, values in points.items():
-            pen.line([at(n, min(values)), at(n, max(values))], color, 2)
-        pen.text((60, 450 + 20 * i), row, color, font)
-    return image
-
-
 def draw_maps(rows, shown, n, out):
     """Held-out pairs, and below them what each row predicts; disagreement is brighter where more voters disagree."""
     images = [list(shown.planes[:, :3].permute(0, 2, 3, 1).numpy()),
@@ -441,7 +411,7 @@ def run_study(args):
     write_report(finished, rows, args, sources, data, sizes, n_shown, splits)
     curves = {row: {n: scores(draws_of(finished, row, n, splits[-1]))[1] for n in sizes} for row in rows}
     title = f"mean IoU on {splits[-1]} over the number of labelled images; bars: lowest and highest draw"
-    draw_curves(curves, title).save(args.out / "curves.png")
+    draw_curves(curves, title, log_x=True).save(args.out / "curves.png")
     draw_maps(rows, take(judged[splits[-1]], shown), n_shown, args.out).save(args.out / "maps.png")
     print(f"{args.out}: report.md, curves.png, maps.png, results.json")
 

@@ -13,8 +13,8 @@ from dataset import Pairs
 from ddpm import noise_like_seeds
 from evaluate import scores
 from experiments import pixel_classifier
-from experiments.pixel_classifier import (classify_pixels, draw_curves, features, fine_tune, judge, load_source,
-                                          sample_pixels, take)
+from experiments.pixel_classifier import (classify_pixels, features, fine_tune, judge, load_source, sample_pixels,
+                                          take)
 from masks import UNLABELLED
 from conftest import CLASSES
 
@@ -162,13 +162,6 @@ def test_predictions_are_judged_at_the_common_size(flat_root):
     assert result["agreement"] == counts and counts[3] > 0
 
 
-def test_the_curves_have_a_colour_for_each_row():
-    """Two rows are drawn in two colours, each on the side of the image where its values are."""
-    image = np.array(draw_curves({"high": {5: [0.8], 20: [0.8, 0.9]}, "low": {5: [0.1], 20: [0.1]}}, "title"))
-    y = [np.nonzero((image[:420] == color).all(axis=2))[0] for color in ((31, 78, 158), (192, 57, 43))]
-    assert y[0].max() < y[1].min()
-
-
 @pytest.fixture
 def study(checkpoint, flat_root, tmp_path, monkeypatch):
     """study("--sizes", "4") runs the smallest form of the whole study; its results and its report."""
@@ -213,7 +206,7 @@ def test_the_study(study, tmp_path, monkeypatch):
         assert line in report
     sheet = Image.open(tmp_path / "out" / "maps.png")
     assert sheet.width > 2 * 128 and sheet.height > (2 + 7 + 3) * 128
-    assert Image.open(tmp_path / "out" / "curves.png").size == (720, 610)
+    assert Image.open(tmp_path / "out" / "curves.png").height > 7 * 18
     assert not list((tmp_path / "out").glob("unfinished/*"))
 
     for name in ("train_mlp", "fit", "train_segmenter"):
