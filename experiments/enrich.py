@@ -241,7 +241,10 @@ def make_edits(classes, first, pairs, shapes, slopes, least, network):
 
 
 def run(args):
-    """From a prepared data set to an enriched split; returns {class: figures} of the report."""
+    """From a prepared data set to an enriched split. ValueError or OSError for what the user can fix."""
+    if args.n < 1 or args.tries < 1 or not 0 <= args.seen <= 1:
+        raise ValueError(f"--n {args.n}, --tries {args.tries}, --seen {args.seen}: expected 1 or more, 1 or more, and a "
+                         "share from 0 to 1")
     words = ["--checkpoint", args.checkpoint, "--mask", args.root / "train" / "masks", "--seed", args.seed, "--out",
              args.out, "--device", args.device, "--set", "sample.sampler=ddim", "--set", "sample.eta=1"]
     words += [word for setting in args.set for word in ("--set", setting)]
@@ -268,7 +271,7 @@ def run(args):
 
     _, model, diffusion, autocast = sample.load_network(state, s)
     settings = {"data_crc32": zlib.crc32(pairs.planes.numpy()), "classes": names, "n": args.n, "tries": args.tries,
-                "seen": args.seen, "least": args.least, "judge_crc32": zlib.crc32(Path(args.judge).read_bytes()),
+                "seen": args.seen, "least": args.least, "judge": str(args.judge),
                 "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy()), "trained_steps": state["step"]}
     settings |= {key: s[key] for key in ("seed", "sampler", "steps", "eta", "guidance", "guidance_interval",
                                          "precision", "batch_size")}
@@ -276,7 +279,7 @@ def run(args):
     file, lines = args.out / "edits.jsonl", []
     if (args.out / "report.json").exists():
         print(f"{args.out}: finished already")
-        return json.loads((args.out / "report.json").read_text(encoding="utf-8"))
+        return
     if file.exists():
         lines = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
         print(f"{args.out}: going on after {len(lines)} edits")
@@ -303,7 +306,6 @@ def run(args):
     if accepted < args.n:
         print(f"the rest was rejected, {args.tries} edits for each image that was wanted: more --tries, a lower "
               "--seen, a better judge or a better generator would give more")
-    return figures
 
 
 def make_parser():
@@ -312,7 +314,7 @@ def make_parser():
     add("--root", type=Path, required=True, help="a prepared data set; only its train split is read")
     add("--checkpoint", type=Path, required=True, help="a generator trained on these classes")
     add("--classes", required=True, metavar="CLASS,...", help="what is put into the images, as many of each")
-    add("--judge", type=Path, required=True, help="a checkpoint of experiments.segmenter, to leave images out")
+    add("--judge", required=True, help="a segmenter, as evaluate.py --segmenter takes it; leaves images out")
     add("--n", type=int, default=1000, help="images to be accepted; default: %(default)s")
     add("--tries", type=int, default=4, help="edits for each of them at most; default: %(default)s")
     add("--seen", type=float, default=0.25, help="an image is accepted where the judge sees the class in this share of "

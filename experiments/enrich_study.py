@@ -45,6 +45,18 @@ from masks import read_mask, save_mask
 ARMS = ("real", "enriched", "pasted", "plain")
 COMPARED = (("enriched", "real"), ("pasted", "real"), ("plain", "real"), ("enriched", "pasted"))
 JUDGE_SEED = 1000  # of the segmenters that leave images out; those that are scored have --seeds from 0 on
+TABLE_SAYS = (
+    "`share` is that of the real data. `real` is the mean over the seeds, with their standard deviation, of segmenters "
+    "trained on real pairs alone. Every other column is the mean difference of segmenters of equal seeds and steps, "
+    "whose training differs in the images that were added: drawn into real ones (enriched), pasted into them (pasted), "
+    "or drawn as a whole (plain). The first interval, 95 %, is Student's t over the seeds, and tells nothing about "
+    "which images were scored; the second, of 1000 bootstrap draws of the scored images, tells nothing about the "
+    "trainings, and takes frames of one drive for independent ones. Bold: neither has zero in it. What was added was "
+    "drawn once, for all seeds, and of many figures some are bold by chance.")
+ADDED_SAYS = (
+    "`shapes` could be cut out of the masks of the share, `edits` were made with them, and `rejected` is the share of "
+    "these in which the judge did not see the class; `real shapes not seen` is the same of the real shapes, in images "
+    "that this judge was trained on.")
 
 # ------------------------------------------------------------------------------------------------- what is trained on
 
@@ -62,8 +74,8 @@ def check_drives(root, split, drive):
         drives[part] = {match[0] for match in found.values()}
     shared = sorted(drives["train"] & drives[split])
     if shared:
-        raise ValueError(f"{root}: {len(shared)} drive(s), such as {shared[0]}, have frames both in train and in {split}; "
-                         "those look alike. Split by drives: python -m data.folder.prepare --group")
+        raise ValueError(f"{root}: {len(shared)} drive(s), such as {shared[0]}, have frames in both train and {split}, "
+                         "which look alike. Split by drives: python -m data.folder.prepare --group")
     print(f"{len(drives['train'])} drives to train on, {len(drives[split])} others to score on")
 
 
@@ -198,14 +210,7 @@ def table(runs, names, rare):
                     cell = f"**{cell}**"
                 cells.append(cell + "".join(f" [{low:+.4f}, {high:+.4f}]" for low, high in intervals))
             lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", (
-        "`share` is that of the real data. `real` is the mean over the seeds, with their standard deviation, of segmenters trained on real pairs alone. "
-        "Every other column is a mean difference of segmenters of equal seeds and steps, whose training differs in the "
-        "images that were added: drawn into real ones (enriched), pasted into them (pasted), or drawn as a whole "
-        "(plain). The first interval is Student's t over the seeds, 95 %, and tells nothing about which images were "
-        "scored; the second, of 1000 bootstrap draws of the scored images, nothing about the trainings, and it takes "
-        "frames of one drive for independent ones. Bold: neither has zero in it. Of twenty such figures one is so by "
-        "chance, or nearly so, with two intervals; what was added to the images was drawn once, for all seeds.")]
+    return [*lines, "", TABLE_SAYS]
 
 
 def what_was_added(shares):
@@ -217,10 +222,7 @@ def what_was_added(shares):
             cells = [f"{share} %", name, *(str(f[key]) for key in ("shapes", "edits", "accepted")),
                      f"{f['rejected']:.0%}", f"{f['real shapes unseen']:.0%}"]
             lines.append("| " + " | ".join(cells) + " |")
-    return [*lines, "", (
-        "`shapes` could be cut out of the masks of the share, `edits` were made with them, and `rejected` is the share "
-        "of these in which the judge did not see the class; `real shapes not seen` is the same for the real shapes, of "
-        "images that this judge was trained on: a lower bound for what may be expected of edits.")]
+    return [*lines, "", ADDED_SAYS]
 
 
 # --------------------------------------------------------------------------------------------------- from the start
@@ -232,7 +234,7 @@ def run(args):
         raise ValueError(f"{len(args.checkpoint)} checkpoints for {len(args.shares)} shares: name one, or one for each")
     bad = [share for share in args.shares if not 1 <= share <= 100]
     if bad or args.seeds < 1:
-        raise ValueError(f"--shares {args.shares}, --seeds {args.seeds}: expected 1 to 100 per cent, and 1 seed or more")
+        raise ValueError(f"--shares {args.shares}, --seeds {args.seeds}: expected 1 to 100 per cent, 1 seed or more")
     check_drives(args.root, args.split, args.drive)
     detail = read_image(next(iter(find_images(args.root / "train").values()))).shape[:2]
     pairs = Pairs(args.root, "train", detail, memory_gb=math.inf)
@@ -265,7 +267,7 @@ def run(args):
         checkpoint, folder = args.checkpoint[i % len(args.checkpoint)], out / f"share{share:03}"
         pools[share] = make_pools(args, pairs, share, checkpoint, folder, train)
         added[share] = json.loads((folder / "enriched" / "report.json").read_text(encoding="utf-8"))
-    runs = {share: {arm: [] for arm in ARMS} for share in args.shares}
+    runs, held_out = {share: {arm: [] for arm in ARMS} for share in args.shares}, None
     for seed in range(args.seeds):
         for share, of_arm in pools.items():
             for arm, pool in of_arm.items():
@@ -273,7 +275,7 @@ def run(args):
                 measured = path.with_suffix(".npy")
                 if not measured.exists():
                     train(pool, seed, path)
-                    held_out = Pairs(args.root, args.split, detail, memory_gb=math.inf)
+                    held_out = held_out or Pairs(args.root, args.split, detail, memory_gb=math.inf)
                     matrices = confusions(path, held_out, device)
                     with replacing(measured) as opened:
                         np.save(opened, matrices)
