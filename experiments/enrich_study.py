@@ -56,7 +56,8 @@ TABLE_SAYS = (
 ADDED_SAYS = (
     "`shapes` could be cut out of the masks of the share, `edits` were made with them, and `rejected` is the share of "
     "these in which the judge did not see the class; `real shapes not seen` is the same of the real shapes, in images "
-    "that this judge was trained on.")
+    "that this judge was trained on; `seen before` is the share of the places in which it saw the class before the "
+    "edit.")
 
 # ------------------------------------------------------------------------------------------------- what is trained on
 
@@ -215,12 +216,12 @@ def table(runs, names, rare):
 
 def what_was_added(shares):
     """Lines of Markdown from the reports of experiments.enrich, {share: {class: figures}}."""
-    lines = ["| share | class | shapes | edits | accepted | rejected | real shapes not seen |",
-             "| --- " * 7 + "|"]
+    lines = ["| share | class | shapes | edits | accepted | rejected | real shapes not seen | seen before |",
+             "| --- " * 8 + "|"]
     for share, figures in shares.items():
         for name, f in figures.items():
             cells = [f"{share} %", name, *(str(f[key]) for key in ("shapes", "edits", "accepted")),
-                     f"{f['rejected']:.0%}", f"{f['real shapes unseen']:.0%}"]
+                     *(f"{f[key]:.0%}" for key in ("rejected", "real shapes unseen", "seen before"))]
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", ADDED_SAYS]
 
@@ -257,7 +258,8 @@ def run(args):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(".unfinished.pt")
-            net = train_segmenter(pool, settings, seed, device, f"{path.parent.name} {path.stem}", unfinished)
+            its_settings = settings | ({"balance": True} if seed == JUDGE_SEED else {})  # it has to see rare classes
+            net = train_segmenter(pool, its_settings, seed, device, f"{path.parent.name} {path.stem}", unfinished)
             save(path, {"arch": args.arch, "model": net.state_dict(), "colorbook": pairs.colorbook.classes,
                         "size": settings["size"], "image_size": settings["detail"], "step": args.steps})
             unfinished.unlink()

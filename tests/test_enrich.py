@@ -179,12 +179,14 @@ def test_what_the_judge_does_not_see_is_left_out(enriched, exact, capsys):
         changed = result_of(out, line)[-1]
         share = changed[:, :12].sum() / changed.sum()
         assert line["seen"] == pytest.approx(share, abs=1e-4) and line["accepted"] == (share >= 0.5)
+        assert line["seen_before"] == 0  # nothing of these classes was there
     text = capsys.readouterr().out
     for name, unseen in {"person": 1.0, "car": 0.0}.items():  # in the real scenes, on the right and on the left
         accepted = [line["accepted"] for line in lines if line["class"] == name]
         rejected = accepted.count(False) / len(accepted)
         assert sum(accepted) == 5 and 0 < rejected < 1
         assert report[name]["rejected"] == pytest.approx(rejected) and report[name]["real shapes unseen"] == unseen
+        assert report[name]["seen before"] == 0
         assert f"{name}: {len(accepted)} edits with 12 shapes, 5 accepted" in text and f"{rejected:.0%} of them" in text
     assert len(list((out / "images").iterdir())) == 10 == len(list((out / "masks").iterdir()))
 
