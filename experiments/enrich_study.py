@@ -10,9 +10,9 @@
 
 All are trained for as many steps from the same seeds. For each share of the real data, shapes, places, edited images
 and the judge of experiments.enrich come from that share alone. That judge is a segmenter of the share with a seed of
-its own, which no other part of the study uses. A --checkpoint for each share (python train.py --set
-data.root=OUT/share010/prepared --set data.val=train) makes the generator one of the share alone too; one for all of
-them has seen the whole train split. The held-out --split is opened to score a segmenter that is trained, and never
+its own, which no other part of the study uses. A --checkpoint for each share makes the generator one of the share alone
+too, where one for all of them has seen the whole train split; the first call writes OUT/share010/prepared and the
+like, to train them on, and says how. The held-out --split is opened to score a segmenter that is trained, and never
 before; drives that have frames in it and in train are refused (--drive tells which part of a name is the drive).
 
 OUT gets table.md, a folder for each share with what was made and pairs.png (real, mask, edited mask, enriched, pasted),
@@ -126,13 +126,11 @@ def paste_all(pairs, enriched, out):
     contact_sheet(rows, ["real", "mask", "edited mask", "enriched", "pasted"]).save(out.parent / "pairs.png")
 
 
-def make_pools(args, pairs, share, checkpoint, folder, train):
-    """{arm: Pairs} for one share of the real data; what they are made of is in `folder`, and made where it is missing.
+def make_pools(args, root, real, checkpoint, folder, train):
+    """{arm: Pairs} for the real pairs of one share, which lie in `root`; what is added is made in `folder` first.
 
     train(pairs, seed, path) trains a segmenter.
     """
-    root = take_share(args.root, pairs, share, folder / "prepared")
-    real = pairs if share == 100 else Pairs(root, "train", pairs.size, memory_gb=math.inf)
     train(real, JUDGE_SEED, folder / "judge.pt")
     n = max(1, round(args.added * len(real)))
     settings = [word for setting in args.set for word in ("--set", setting)]
@@ -265,9 +263,15 @@ def run(args):
             unfinished.unlink()
 
     pools, added = {}, {}
-    for i, share in enumerate(args.shares):
-        checkpoint, folder = args.checkpoint[i % len(args.checkpoint)], out / f"share{share:03}"
-        pools[share] = make_pools(args, pairs, share, checkpoint, folder, train)
+    checkpoints = dict(zip(args.shares, args.checkpoint * (len(args.shares) // len(args.checkpoint))))
+    roots = {share: take_share(args.root, pairs, share, out / f"share{share:03}" / "prepared") for share in args.shares}
+    for share, root in roots.items():
+        if not checkpoints[share].is_file():
+            raise ValueError(f"{checkpoints[share]}: no such checkpoint; train it on {root}: python train.py --set "
+                             f"data.root={root} --set data.val=train --set data.size=... --set out=...")
+    for share, root in roots.items():
+        real, folder = Pairs(root, "train", detail, memory_gb=math.inf), out / f"share{share:03}"
+        pools[share] = make_pools(args, root, real, checkpoints[share], folder, train)
         added[share] = json.loads((folder / "enriched" / "report.json").read_text(encoding="utf-8"))
     runs, held_out = {share: {arm: [] for arm in ARMS} for share in args.shares}, None
     for seed in range(args.seeds):

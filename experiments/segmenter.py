@@ -131,8 +131,8 @@ def save(path, state):
 
 def class_weights(pairs):
     """Weights (K,) of the classes in the loss, 1 / sqrt(share of the pixels), whose mean over all pixels is 1."""
-    pixels = torch.bincount(pairs.planes[:, 3].flatten(), minlength=256)[: len(pairs.colorbook)].clamp(min=1)
-    weights = (pixels.sum() / pixels).sqrt()
+    pixels = torch.bincount(pairs.planes[:, 3].flatten(), minlength=256)[: len(pairs.colorbook)]
+    weights = (pixels.sum() / pixels.clamp(min=1)).sqrt()
     return weights * pixels.sum() / (weights * pixels).sum()
 
 

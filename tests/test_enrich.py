@@ -293,7 +293,11 @@ def study(root, untrained, exact, tmp_path, monkeypatch):
         monkeypatch.setattr(module, "build_segmenter", Pixelwise)
     checkpoint, events = untrained(sample__steps=2, sample__guidance=1.0), []
     train, pairs, edit = enrich_study.train_segmenter, enrich_study.Pairs, enrich.run
-    monkeypatch.setattr(enrich_study, "train_segmenter", lambda *a: events.append(f"train {a[2]}") or train(*a))
+
+    def note_training(pairs, settings, seed, *others):
+        events.append(f"train {seed}" + ", balanced" * ("balance" in settings))
+
+    monkeypatch.setattr(enrich_study, "train_segmenter", lambda *a: note_training(*a) or train(*a))
     monkeypatch.setattr(enrich_study, "Pairs", lambda *a, **k: events.append(a[1]) or pairs(*a, **k))
     monkeypatch.setattr(enrich, "run", lambda args: events.append("enrich") or edit(args))
 
@@ -313,7 +317,7 @@ def test_the_study_end_to_end(study, root, capsys):
     """Arms have equal masks or numbers, a share is made of itself alone, held-out drives come last, runs are kept."""
     out, events = study("--seeds", 1)
     scored = [f"train {seed}" for seed in (0,) * 8]
-    assert [event for event in events if event.startswith("train ")] == ["train 1000"] * 2 + scored
+    assert [event for event in events if event.startswith("train ")] == ["train 1000, balanced"] * 2 + scored
     assert events.count("enrich") == 2 and events.count("test") == 1
     assert events.index("test") > events.index("train 0") > len(events) - 1 - events[::-1].index("enrich")
     for share, n in (("share050", 6), ("share100", 12)):
@@ -373,3 +377,26 @@ def test_mistakes_in_the_study(study, root, tmp_path, options, words):
         study(*options)
     assert all(word in str(stopped.value.code) for word in ["error: ", *words]), stopped.value.code
     assert not (tmp_path / "study").exists()
+
+
+def test_a_generator_for_each_share(study, root, tmp_path, capsys):
+    """Where a checkpoint is missing, the share that it has to be trained on is there, and the message names it."""
+    with pytest.raises(SystemExit) as stopped:
+        study("--checkpoint", tmp_path / "untrained.pt", tmp_path / "missing.pt")
+    assert "missing.pt: no such checkpoint" in stopped.value.code and f"data.root={root}" in stopped.value.code
+    assert len(list((tmp_path / "study" / "share050" / "prepared" / "train" / "images").iterdir())) == 6
+
+
+def test_rare_classes_weigh_more(root):
+    """With --balance the weights are as 1 / sqrt(share of the pixels), and a mean pixel weighs 1."""
+    pairs = enrich_study.Pairs(root, "train", (16, 24))
+    pairs.planes[:, 3] = SKY
+    pairs.planes[:, 3, :4, :6], pairs.planes[:, 3, 8:, :] = CAR, UNLABELLED  # 168 of sky, 24 of car in each
+    weights = segmenter.class_weights(pairs)
+    assert weights[CAR] / weights[SKY] == pytest.approx(7**0.5)
+    assert weights[CAR] * 24 + weights[SKY] * 168 == pytest.approx(192)
+    planes, logits = pairs.planes[:1], torch.randn(1, 4, 16, 24, generator=torch.Generator().manual_seed(0))
+    loss = segmenter.segmentation_loss(lambda x: {"out": logits}, planes, (16, 24), torch.no_grad(), weights)
+    log_p, ids = logits.log_softmax(1), planes[0, 3].numpy()
+    expected = [-log_p[0, k, y, x] * weights[k] for (y, x), k in np.ndenumerate(ids) if k != UNLABELLED]
+    assert loss == pytest.approx(sum(expected).item() / 192, rel=1e-4)
