@@ -138,6 +138,9 @@ def make_pools(args, root, real, checkpoint, folder, train):
                "--n", n, "--tries", args.tries, "--seen", args.seen, "--least", args.least, "--device", args.device,
                "--out", folder / "enriched", *settings]
     enrich.run(enrich.make_parser().parse_args([str(word) for word in options]))
+    if not any((folder / "enriched" / "images").iterdir()):
+        raise ValueError(f"{folder / 'enriched'}: its judge saw the new thing in no image: lower --seen (0 is all), "
+                         "take more --steps, or a better generator")
     used = {"enriched": match_masks(folder / "enriched", folder / "enriched" / "masks")}
     count = len(used["enriched"])
     paste_all(real, folder / "enriched", folder / "pasted")
@@ -227,8 +230,11 @@ def what_was_added(shares):
 # --------------------------------------------------------------------------------------------------- from the start
 
 
-def run(args):
-    device, out = pick_device(args.device), args.out
+def begin(args, device):
+    """The real pairs, the names of the rare classes and the settings of all trainings, which settings.json keeps.
+
+    ValueError for what the user can fix.
+    """
     if len(args.checkpoint) not in (1, len(args.shares)):
         raise ValueError(f"{len(args.checkpoint)} checkpoints for {len(args.shares)} shares: name one, or one for each")
     bad = [share for share in args.shares if not 1 <= share <= 100]
@@ -244,13 +250,20 @@ def run(args):
                 "backbone": None, "augment": AUGMENT}
     about = settings | {"train_crc32": zlib.crc32(pairs.planes.numpy()), "classes": rare, "split": args.split,
                         "added": args.added, "checkpoint": [str(path) for path in args.checkpoint]}
-    file = out / "settings.json"
+    file = args.out / "settings.json"
     begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else about
     changed = [key for key in about if begun.get(key) != about[key]]
     if changed:
         raise ValueError(f"{file}: begun with another {', '.join(changed)}: choose another --out, or delete it")
-    out.mkdir(parents=True, exist_ok=True)
+    args.out.mkdir(parents=True, exist_ok=True)
     enrich.write(file, json.dumps(about, indent=1))
+    return pairs, rare, settings
+
+
+def run(args):
+    """From a prepared data set to table.md. ValueError or OSError for what the user can fix."""
+    device, out = pick_device(args.device), args.out
+    pairs, rare, settings = begin(args, device)
 
     def train(pool, seed, path):
         if not path.exists():
@@ -270,7 +283,7 @@ def run(args):
             raise ValueError(f"{checkpoints[share]}: no such checkpoint; train it on {root}: python train.py --set "
                              f"data.root={root} --set data.val=train --set data.size=... --set out=...")
     for share, root in roots.items():
-        real, folder = Pairs(root, "train", detail, memory_gb=math.inf), out / f"share{share:03}"
+        real, folder = Pairs(root, "train", pairs.size, memory_gb=math.inf), out / f"share{share:03}"
         pools[share] = make_pools(args, root, real, checkpoints[share], folder, train)
         added[share] = json.loads((folder / "enriched" / "report.json").read_text(encoding="utf-8"))
     runs, held_out = {share: {arm: [] for arm in ARMS} for share in args.shares}, None
@@ -281,7 +294,7 @@ def run(args):
                 measured = path.with_suffix(".npy")
                 if not measured.exists():
                     train(pool, seed, path)
-                    held_out = held_out or Pairs(args.root, args.split, detail, memory_gb=math.inf)
+                    held_out = held_out or Pairs(args.root, args.split, pairs.size, memory_gb=math.inf)
                     matrices = confusions(path, held_out, device)
                     with replacing(measured) as opened:
                         np.save(opened, matrices)
