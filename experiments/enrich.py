@@ -13,7 +13,7 @@ either, and of the places in which it saw the class before anything was there. T
 OUT gets images/, masks/ and colorbook.json, as sample.py --as-dataset writes them; edits.jsonl, a line for each edit:
 where the shape is from, where it was put, the seed, the share of its pixels in which the judge sees the class, after
 the edit and before, and whether the image was accepted; report.json; and sheet.png. Of val and test no file is opened.
-Ctrl-C loses nothing: the same command goes on. 1000 edits of 64x64 take 10 minutes on two CPU cores.
+Ctrl-C loses nothing: the same command goes on. 1000 edits of 64x64 take 5 minutes on two CPU cores.
 """
 
 import argparse
@@ -46,7 +46,7 @@ def cut_shapes(ids, k, rare, least):
 
     What stands on another of the classes `rare` is left out: a rider is but a part of what he rides on.
 
-    A shape is a dict: of, the number of its mask; box, its rows and columns (top, left, bottom, right), so that it
+    A shape is a dict: source, the number of its mask; box, its rows and columns (top, left, bottom, right), so that it
     stands on row `bottom`; mask (h, w) bool; ground, the class of most pixels beneath its lowest row.
     """
     shapes, left_out, (H, W) = [], Counter(), ids.shape[1:]
@@ -64,7 +64,7 @@ def cut_shapes(ids, k, rare, least):
             elif ground == UNLABELLED or ground in rare:
                 left_out["on unlabelled ground or on another of the classes"] += 1
             else:
-                shapes.append({"of": i, "box": region.bbox, "mask": region.image, "ground": ground})
+                shapes.append({"source": i, "box": region.bbox, "mask": region.image, "ground": ground})
     return shapes, left_out
 
 
@@ -89,13 +89,16 @@ def free_columns(shape, ids, row, ground, rare):
     return np.flatnonzero(stands & ~hides)
 
 
-def find_place(shapes, slope, ids, rare, least, rng):
-    """A shape, the number of another mask, and its box there with the new size; ValueError where none is found."""
+def find_place(name, shapes, slope, ids, rare, least, rng):
+    """One of the shapes of class `name`, the number of another mask, and the box there with the mask in its new size.
+
+    ValueError where none is found.
+    """
     for _ in range(2000):
         shape, like = (shapes[i] for i in rng.integers(len(shapes), size=2))
         scene, row = int(rng.integers(len(ids))), like["box"][2]
         scale = math.exp(slope * (row - shape["box"][2]))
-        if scene == shape["of"] or like["ground"] != shape["ground"] or not 0.5 <= scale <= 2:
+        if scene == shape["source"] or like["ground"] != shape["ground"] or not 0.5 <= scale <= 2:
             continue
         mask = resize(shape["mask"], [max(1, round(side * scale)) for side in shape["mask"].shape])
         columns = free_columns(mask, ids[scene], row, shape["ground"], rare) if mask.sum() >= least else []
@@ -103,8 +106,8 @@ def find_place(shapes, slope, ids, rare, least, rng):
             column = int(rng.choice(columns))
             box = [row - mask.shape[0], column, row, column + mask.shape[1]]
             return {"shape": shape, "mask": mask, "scene": scene, "box": box}
-    raise ValueError(f"{len(shapes)} shapes were tried 2000 times, and fit into no other mask on the row and the class "
-                     "that such things stand on: the data are too few to enrich this class")
+    raise ValueError(f"{len(shapes)} shapes of {name} were tried 2000 times, and fit into no other mask on a row and a "
+                     "class that such things stand on: the data are too few for it, leave it out of --classes")
 
 
 def resize(array, size, resample=Image.Resampling.NEAREST):
@@ -126,8 +129,8 @@ def next_classes(lines, names, n, tries, batch_size):
     missing = {}
     for i, name in enumerate(names):
         wanted = n // len(names) + (i < n % len(names))
-        made = [line["accepted"] for line in lines if line["class"] == name]
-        missing[name] = min(wanted - sum(made), tries * wanted - len(made))
+        accepted = [line["accepted"] for line in lines if line["class"] == name]
+        missing[name] = min(wanted - sum(accepted), tries * wanted - len(accepted))
     turns = range(max(missing.values()))
     return [name for turn in turns for name in names if missing[name] > turn][:batch_size]
 
@@ -135,9 +138,9 @@ def next_classes(lines, names, n, tries, batch_size):
 def real_shapes_unseen(shapes, k, planes, segment, threshold):
     """The share of the real shapes of class k in which the judge does not see it."""
     unseen = []
-    for i in tqdm({shape["of"] for shape in shapes}, "judging real shapes", unit="image", leave=False):
+    for i in tqdm({shape["source"] for shape in shapes}, "judging real shapes", unit="image", leave=False):
         seen = segment(planes[i : i + 1, :3])[0].numpy()
-        for shape in (shape for shape in shapes if shape["of"] == i):
+        for shape in (shape for shape in shapes if shape["source"] == i):
             unseen.append((seen[rows_and_columns(shape["box"])][shape["mask"]] == k).mean() < threshold)
     return float(np.mean(unseen))
 
@@ -146,12 +149,12 @@ def report(lines, shapes, left_out, pairs, segment, threshold):
     """{class: figures}, printed: how many shapes there were and edits were made, and what the judge saw."""
     figures = {}
     for name in shapes:
-        k, made = pairs.colorbook.names.index(name), [line for line in lines if line["class"] == name]
-        accepted = [line["accepted"] for line in made]
-        figures[name] = {"shapes": len(shapes[name]), "left out": left_out[name], "edits": len(made),
+        k, of_class = pairs.colorbook.names.index(name), [line for line in lines if line["class"] == name]
+        accepted = [line["accepted"] for line in of_class]
+        figures[name] = {"shapes": len(shapes[name]), "left out": left_out[name], "edits": len(of_class),
                          "accepted": sum(accepted), "rejected": 1 - float(np.mean(accepted)),
                          "real shapes unseen": real_shapes_unseen(shapes[name], k, pairs.planes, segment, threshold),
-                         "seen before": float(np.mean([line["seen_before"] >= threshold for line in made]))}
+                         "seen before": float(np.mean([line["seen_before"] >= threshold for line in of_class]))}
         print("{0}: {edits} edits with {shapes} shapes, {accepted} accepted. The judge does not see the class in "
               "{rejected:.0%} of them, nor in {real shapes unseen:.0%} of the real shapes; in {seen before:.0%} of the "
               "places it saw it before the edit".format(name, **figures[name]))
@@ -220,7 +223,7 @@ def make_edits(classes, first, pairs, shapes, slopes, least, network):
     rare = [names.index(name) for name in shapes]
     edits, lines, new = {}, {}, {}
     for seed, name in enumerate(classes, first):
-        place = find_place(shapes[name], slopes[name], ids, rare, least, np.random.default_rng(seed))
+        place = find_place(name, shapes[name], slopes[name], ids, rare, least, np.random.default_rng(seed))
         shape, scene = place["shape"], place["scene"]
         changed = np.zeros(ids.shape[1:], bool)
         changed[rows_and_columns(place["box"])] = place["mask"]
@@ -229,7 +232,7 @@ def make_edits(classes, first, pairs, shapes, slopes, least, network):
         file = f"edit_{seed - s['seed']:05}.png"
         edits[file], new[file] = prepare_edit(image, mask, changed, s["size"]), changed
         lines[file] = {"image": file, "class": name, "seed": seed,
-                       "shape": {"from": stems[shape["of"]], "box": list(shape["box"])},
+                       "shape": {"from": stems[shape["source"]], "box": list(shape["box"])},
                        "place": {"in": stems[scene], "box": place["box"], "on": names[shape["ground"]]}}
     jobs = [{"mask": file, "seed": line["seed"], "guidance": s["guidances"][0]} for file, line in lines.items()]
     fitted = {file: edit["ids"] for file, edit in edits.items()}
@@ -298,8 +301,8 @@ def run(args):
     network = model, diffusion, s, autocast
     with tqdm(total=args.n, initial=sum(line["accepted"] for line in lines), unit="image") as bar:
         while classes := next_classes(lines, names, args.n, args.tries, s["batch_size"]):
-            made = make_edits(classes, s["seed"] + len(lines), pairs, shapes, slopes, args.least, network)
-            for line, image, edit, new in made:
+            edits = make_edits(classes, s["seed"] + len(lines), pairs, shapes, slopes, args.least, network)
+            for line, image, edit, new in edits:
                 views = segment(torch.from_numpy(np.stack([image, edit["image"]])).permute(0, 3, 1, 2)).numpy()
                 share, share_before = (views[:, new] == colorbook.names.index(line["class"])).mean(axis=1).tolist()
                 line |= {"seen": round(share, 4), "seen_before": round(share_before, 4), "accepted": share >= args.seen}

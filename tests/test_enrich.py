@@ -101,7 +101,7 @@ def test_shapes_come_out_as_they_were():
     ids[1, 15, 20:23], ids[0, 13:16, 20:22], ids[0, 9:13, 20:22] = UNLABELLED, PERSON, CAR  # and on a person
     shapes, left_out = enrich.cut_shapes(ids, CAR, [CAR, PERSON], 3)
     assert len(shapes) == 1 and (shapes[0]["mask"] == SHAPES[CAR]).all()
-    assert (shapes[0]["of"], shapes[0]["box"], shapes[0]["ground"]) == (1, (9, 7, 12, 12), ROAD)
+    assert (shapes[0]["source"], shapes[0]["box"], shapes[0]["ground"]) == (1, (9, 7, 12, 12), ROAD)
     assert sorted(left_out.values()) == [1, 1, 1, 2] and left_out["of less than 3 pixels"] == 1
 
 
@@ -133,11 +133,11 @@ def test_a_shape_is_scaled_to_its_row():
     shapes, _ = enrich.cut_shapes(ids, CAR, [CAR], 3)
     rows, seen = {shape["box"][2] for shape in shapes}, set()
     for seed in range(60):
-        place = enrich.find_place(shapes, 0.1, ids, [CAR, PERSON], 3, np.random.default_rng(seed))
+        place = enrich.find_place("car", shapes, 0.1, ids, [CAR, PERSON], 3, np.random.default_rng(seed))
         top, left, bottom, right = place["box"]
         expected = np.array([3, 5]) * np.exp(0.1 * (bottom - place["shape"]["box"][2]))
         assert np.abs(expected - place["mask"].shape).max() <= 0.5 and bottom in rows
-        assert (bottom - top, right - left) == place["mask"].shape and place["scene"] != place["shape"]["of"]
+        assert (bottom - top, right - left) == place["mask"].shape and place["scene"] != place["shape"]["source"]
         assert (ids[place["scene"], bottom, left:right][place["mask"][-1]] == ROAD).all()
         seen.add(place["mask"].shape)
     assert len(seen) > 2
@@ -230,7 +230,7 @@ def test_stopped_and_resumed(enriched, monkeypatch):
     ("no shape", ["no shape of sky", "12 cut off by the edge", "--least"]),
     ("judge", ["judge.pt", "lacks sky, car, person"]),
     ("generator", ["untrained.pt knows the classes road, sky, car, person", "dog", "train a generator"]),
-    ("no place", ["2000 times"]),
+    ("no place", ["1 shapes of person", "2000 times"]),
     ("other files", ["no settings.json"]),
     ("other settings", ["another n, seen", "choose another --out"]),
     ("no data", ["train/images: no such folder"]),
