@@ -147,7 +147,7 @@ def real_shapes_unseen(shapes, k, planes, segment, threshold):
 
 def report(lines, shapes, left_out, pairs, segment, threshold):
     """{class: figures}, printed: how many shapes there were and edits were made, and what the judge saw."""
-    figures = {}
+    figures, threshold = {}, max(threshold, 1e-6)  # with --seen 0 a class is seen in one pixel or more
     for name in shapes:
         k, of_class = pairs.colorbook.names.index(name), [line for line in lines if line["class"] == name]
         accepted = [line["accepted"] for line in of_class]
