@@ -8,7 +8,8 @@
     pasted      these, and the same edits with the real pixels of the shapes pasted in: copy-paste augmentation
     plain       these, and as many images drawn from masks of these, without any editing
 
-All are trained for as many steps from the same seeds. For each share of the real data, shapes, places, edited images
+All are trained for as many steps from the same seeds, with a loss in which rare classes weigh more, since without it a
+short training does not find them at all (--no-balance). For each share of the real data, shapes, places, edited images
 and the judge of experiments.enrich come from that share alone. That judge is a segmenter of the share with a seed of
 its own, which no other part of the study uses. A --checkpoint for each share makes the generator one of the share alone
 too, where one for all of them has seen the whole train split; the first call writes OUT/share010/prepared and the
@@ -250,7 +251,8 @@ def begin(args, device):
                 "steps": args.steps, "batch_size": args.batch_size, "lr": args.lr, "precision": precision,
                 "backbone": None, "augment": AUGMENT}
     about = settings | {"train_crc32": zlib.crc32(pairs.planes.numpy()), "classes": rare, "split": args.split,
-                        "added": args.added, "checkpoint": [str(path) for path in args.checkpoint]}
+                        "added": args.added, "balance": args.balance,
+                        "checkpoint": [str(path) for path in args.checkpoint]}
     file = args.out / "settings.json"
     begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else about
     changed = [key for key in about if begun.get(key) != about[key]]
@@ -270,7 +272,7 @@ def run(args):
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             unfinished = path.with_suffix(".unfinished.pt")
-            its_settings = settings | ({"balance": True} if seed == JUDGE_SEED else {})  # it has to see rare classes
+            its_settings = settings | ({"balance": True} if args.balance or seed == JUDGE_SEED else {})
             net = train_segmenter(pool, its_settings, seed, device, f"{path.parent.name} {path.stem}", unfinished)
             save(path, {"arch": args.arch, "model": net.state_dict(), "colorbook": pairs.colorbook.classes,
                         "size": settings["size"], "image_size": settings["detail"], "step": args.steps})
@@ -329,6 +331,8 @@ def main():
     add("--steps", type=int, default=600, help="of each training; default: %(default)s")
     add("--batch-size", type=int, default=16, help="default: %(default)s")
     add("--lr", type=float, default=3e-3, help="the highest of the cycle; default: %(default)s")
+    add("--balance", action=argparse.BooleanOptionalAction, default=True, help="rare classes weigh more in the loss of "
+        "all segmenters; without it only in that of those that leave images out")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="default: %(default)s")
     add("--out", type=Path, default=Path("runs/enrich_study"), help="default: %(default)s")
     add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])

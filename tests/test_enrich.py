@@ -315,7 +315,7 @@ def study(root, untrained, exact, tmp_path, monkeypatch):
 
 def test_the_study_end_to_end(study, root, capsys):
     """Arms have equal masks or numbers, a share is made of itself alone, held-out drives come last, runs are kept."""
-    out, events = study("--seeds", 1)
+    out, events = study("--seeds", 1, "--no-balance")
     scored = [f"train {seed}" for seed in (0,) * 8]
     assert [event for event in events if event.startswith("train ")] == ["train 1000, balanced"] * 2 + scored
     assert events.count("enrich") == 2 and events.count("test") == 1
@@ -336,7 +336,7 @@ def test_the_study_end_to_end(study, root, capsys):
     rows = [row.split(" | ") for row in (out / "table.md").read_text().splitlines() if row.startswith("| 50 % | 1 |")]
     assert [row[2] for row in rows] == ["IoU of person", "IoU of car", "IoU of road", "IoU of sky", "mean IoU",
                                         "pixel accuracy"]
-    study("--seeds", 2)
+    study("--seeds", 2, "--no-balance")
     assert [event for event in events if event.startswith("train ")] == ["train 1"] * 8
     assert "| 100 % | 2 | mean IoU | " in capsys.readouterr().out and not list(out.glob("share*/*_seed*.pt"))
 
