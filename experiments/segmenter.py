@@ -129,15 +129,22 @@ def save(path, state):
         file.write(buffer.getbuffer())
 
 
-def segmentation_loss(net, planes, size, autocast):
-    """Cross-entropy of planes (B, 4, H, W) uint8 seen at `size`, mean over the labelled pixels."""
+def class_weights(pairs):
+    """Weights (K,) of the classes in the loss, 1 / sqrt(share of the pixels), whose mean over all pixels is 1."""
+    pixels = torch.bincount(pairs.planes[:, 3].flatten(), minlength=256)[: len(pairs.colorbook)]
+    weights = (pixels.sum() / pixels.clamp(min=1)).sqrt()
+    return weights * pixels.sum() / (weights * pixels).sum()
+
+
+def segmentation_loss(net, planes, size, autocast, weights=None):
+    """Cross-entropy of planes (B, 4, H, W) uint8 seen at `size`, mean over the labelled pixels; weights (K,)."""
     images, ids = planes.split([3, 1], dim=1)
     x = normalise(F.interpolate(images.float(), size=size, mode="bilinear", antialias=True))
     with autocast:
         logits = net(x.contiguous(memory_format=torch.channels_last))["out"]
     logits = F.interpolate(logits.float(), size=ids.shape[2:], mode="bilinear")
     labelled = (ids != UNLABELLED).sum().clamp(min=1)
-    return F.cross_entropy(logits, ids[:, 0].long(), ignore_index=UNLABELLED, reduction="sum") / labelled
+    return F.cross_entropy(logits, ids[:, 0].long(), weights, ignore_index=UNLABELLED, reduction="sum") / labelled
 
 
 def train_segmenter(pairs, settings, seed, device, title, unfinished):
@@ -180,11 +187,12 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
     handler = signal.signal(signal.SIGINT, on_ctrl_c)
     B = settings["batch_size"]
     loader = batches(pairs, B, seed, begun * B, flip=0.5, augment=AUGMENT, device=device)
+    weights = class_weights(pairs).to(device) if settings.get("balance") else None
     bar = tqdm(range(begun + 1, steps + 1), initial=begun, total=steps, unit="step", desc=title, dynamic_ncols=True)
     try:
         for step in bar:
             autocast = torch.autocast(device.type, torch.bfloat16, settings["precision"] == "bf16")
-            loss = segmentation_loss(net, next(loader), settings["size"], autocast)
+            loss = segmentation_loss(net, next(loader), settings["size"], autocast, weights)
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
@@ -322,7 +330,7 @@ def run(args):
     size = [side * args.scale for side in detail]
     settings = {"arch": args.arch, "detail": detail, "size": size, "steps": args.steps, "batch_size": args.batch_size,
                 "lr": args.lr, "precision": args.precision, "backbone": args.backbone and str(args.backbone),
-                "seed": args.seed, "augment": AUGMENT, "pairs": {}}
+                "seed": args.seed, "augment": AUGMENT, "pairs": {}} | ({"balance": True} if args.balance else {})
     for name, pairs in (pools | held_out).items():
         settings["pairs"][name] = [len(pairs), zlib.crc32(pairs.planes.numpy())]
     results = {"settings": settings, "runs": {name: {} for name in pools}}
@@ -386,6 +394,8 @@ def main():
     add("--steps", type=int, default=4000, help="default: %(default)s")
     add("--batch-size", type=int, default=16, help="default: %(default)s")
     add("--lr", type=float, default=1e-3, help="the highest of the cycle; default: %(default)s")
+    add("--balance", action="store_true", help="rare classes weigh more, as 1 / sqrt(share of the pixels): for the "
+        "judge of experiments.enrich, which has to see them")
     add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="default: %(default)s")
     add("--device", choices=["auto", "cuda", "mps", "cpu"], default="auto")
     command(run, parser.parse_args())

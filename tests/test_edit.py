@@ -15,7 +15,6 @@ from dataset import prepare_edit, put_back
 from ddpm import Diffusion, keep_pixels, noise_like_seeds, predict_eps, predict_x0, sample
 from experiments import seams
 from masks import Colorbook, save_mask
-from unet import UNet
 
 ABAR = Diffusion().alpha_bar
 WAYS = [("ddpm", 0.0), ("ddim", 0.0), ("ddim", 1.0), ("dpm_solver", 0.0), ("plms", 0.0)]  # samplers, and eta of ddim
@@ -178,20 +177,6 @@ def edit(checkpoint, tmp_path, monkeypatch):
         return tmp_path / out
 
     return call
-
-
-@pytest.fixture
-def exact(monkeypatch):
-    """A network that draws the LOOKS of its mask, to a grey level, and the mean of them without one."""
-    diffusion, looks = Diffusion(prediction="v"), torch.from_numpy(LOOKS).float() / 127.5 - 1
-
-    def forward(self, x, t, mask=None, *, features=None, keep=None):
-        x0 = torch.zeros_like(x) if features is None else features
-        a, s = diffusion.coefficients(t)
-        return a * (x - a * x0) / s - s * x0
-
-    monkeypatch.setattr(UNet, "mask_features", lambda self, mask: torch.einsum("bkhw,kc->bchw", mask, looks))
-    monkeypatch.setattr(UNet, "forward", forward)
 
 
 def write(folder, size=(16, 24), new=CAR, box=(6, 10, 8, 14)):
