@@ -163,7 +163,7 @@ class Studio:
             shape = ids.shape
         pngs |= {"": self.mask_png(ids)}
         _, s = resolve(sample_arguments(self.args, **given), self.state)
-        s["precision"], s["n"] = self.settings["precision"], min(s["n"], MOST_IMAGES)
+        s |= {"precision": self.settings["precision"], "n": min(s["n"], MOST_IMAGES), "guidance": s["guidances"][0]}
         with self.changed:
             if len(self.waiting) >= MOST_WAITING:
                 raise Refused(503, f"{MOST_WAITING} drawings are waiting: cancel one, or wait for one")

@@ -154,7 +154,7 @@ def test_the_command_line_gives_the_same_files(serve, tmp_path, monkeypatch, opt
     """The command that the page shows makes the same files, byte for byte: pixels and settings."""
     page = serve(**options)
     drawing = page.finished(page.draw(painted(), **settings)["number"])
-    assert drawing["state"] == "done", drawing
+    assert drawing["state"] == "done" and drawing | settings == drawing, drawing
     words = shlex.split(drawing["command"])
     assert words[:2] == ["python", "sample.py"]
     monkeypatch.setattr(sys, "argv", [*words[1:], "--out", str(tmp_path / "again")])
