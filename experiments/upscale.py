@@ -2,11 +2,11 @@
 
     python -m data.idd_lite.prepare --source idd20k_lite --size 224x320 --out data/idd_lite/prepared_224x320
     python train.py --preset idd_lite --set data.root=data/idd_lite/prepared_224x320 --set data.size=[56,80] \\
-        --set out=runs/idd_56x80                                            images of 56x80: 60 minutes
-    python -m experiments.segmenter --root data/idd_lite/prepared_224x320 --scale 1 --lr 3e-3 --steps 1400 \\
-        --arch lraspp_mobilenet_v3_large --out runs/judge_224x320           the judge: 20 minutes
-    python -m experiments.upscale --judge runs/judge_224x320/checkpoint.pt  trains and measures: 45 and 90 minutes
-    python -m experiments.upscale --mask my.png --n 4                       from a mask to 224x320: 10 seconds an image
+        --set out=runs/idd_56x80                                            images of 56x80: 45 minutes
+    python -m experiments.segmenter --root data/idd_lite/prepared_224x320 --scale 1 --lr 3e-3 --steps 1000 \\
+        --batch-size 8 --arch lraspp_mobilenet_v3_large --out runs/judge_224x320         the judge: 30 minutes
+    python -m experiments.upscale --judge runs/judge_224x320/checkpoint.pt  trains and measures: 60 and 50 minutes
+    python -m experiments.upscale --mask my.png --n 4                       from a mask to 224x320: seconds an image
     python -m experiments.upscale --images out/                             enlarges the images of a folder
     python -m experiments.upscale --images out/ --mask masks/               the same, with the masks they were made of
 
@@ -15,14 +15,14 @@ trained on the data itself. It is a cascade (Ho et al. 2021, SR3 of Saharia et a
 planes the bicubic enlargement of the small image is added. What is diffused is what that enlargement lacks, as in
 SRDiff (Li et al. 2021). In training the small image gets noise of a random level, which one more plane tells
 (conditioning augmentation): generated images differ from real ones, and some noise hides in what. It trains on crops
-and samples whole images, or overlapping --tile windows of them where memory is short.
+and samples whole images, or overlapping --tile windows of them where memory is short, blended at every step.
 
 The study writes evaluation/results.json, real.png and cascade.png in --run. The rows: held-out real images, shrunk and
 enlarged again by two filters, by this network in one step (about the mean of all answers) and in --steps (one answer);
 then the cascade from masks, with noise of several levels. The columns: PSNR and SSIM to the real image, Frechet
 distance in the judge's features and its floor, what the judge segments as asked (mean IoU, pixel accuracy) as a share
-of what it does in real images, seconds an image. Brackets are 95 % intervals over images. Minutes are those of two CPU
-cores with bf16. Ctrl-C loses nothing: the same command goes on.
+of what it does in real images, seconds an image. Brackets are 95 % intervals over images. Minutes are estimates for two
+CPU cores with bf16. Ctrl-C loses nothing: the same command goes on.
 """
 
 import argparse
@@ -106,7 +106,7 @@ def cut_crops(planes, num_classes, crop, mask_drop):
 
 
 def in_tiles(make_eps_fn, condition, tile):
-    """An eps_fn for whole images that is computed in overlapping windows and blended (MultiDiffusion, 2023).
+    """An eps_fn for whole images, computed in overlapping windows and blended (MultiDiffusion, Bar-Tal et al. 2023).
 
     make_eps_fn(condition) gives the eps_fn of a window of condition (B, C, H, W); tile is its height and width. They
     overlap by a quarter at least, and their weights fall to their edges. What an eps_fn of single pixels predicts is
