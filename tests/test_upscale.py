@@ -220,7 +220,7 @@ def test_the_study(folder, flat_root, tmp_path, monkeypatch, capsys):
                "--count", 3]
     call(monkeypatch, *options, "--small", folder / "small.pt", settings=SMALL)
     file = run / "evaluation" / "results.json"
-    rows = json.loads(file.read_text())["rows"]
+    rows, floor = (json.loads(file.read_text())[key] for key in ("rows", "floor"))
     assert list(rows) == ["real, bicubic", "real, Lanczos", "real, 2 steps", "cascade, bicubic", "cascade, Lanczos",
                           "cascade, noise 0", "cascade, noise 0.2", "real, 1 step", "real, in tiles"]
     masks = sorted((run / "evaluation" / "masks").glob("*.png"))
@@ -241,7 +241,9 @@ def test_the_study(folder, flat_root, tmp_path, monkeypatch, capsys):
         assert sheet.size == (columns * (4 * 64 + 4) + 4, 3 * (4 * 32 + 4) + 4 + 18)
     before = file.stat().st_mtime_ns
     call(monkeypatch, *options, "--small", folder / "small.pt", settings=SMALL)
-    assert file.stat().st_mtime_ns == before and "| real, in tiles |" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert file.stat().st_mtime_ns == before and "| real, in tiles |" in printed
+    assert floor > 0 and printed.count(f"training images is {floor:.3f}") == 2
     with pytest.raises(SystemExit, match="rename"):
         call(monkeypatch, *options, "--small", tmp_path / "nowhere.pt", settings=SMALL)
 
