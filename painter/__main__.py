@@ -5,8 +5,9 @@
     python -m painter --out mine --port 8000
 
 The network, its settings and the images are those of sample.py, which also says what --config, --preset and --set do.
-Every drawing leaves a mask, painting_0001.png, and its images in the folder --out; the page shows the command that
-makes the same images again. The server listens on 127.0.0.1 only and answers only its own page.
+Every drawing leaves a mask, painting_0001.png, and its images in the folder --out; an edited photograph leaves
+painting_0001_photo.png and its mask before, painting_0001_before.png, as well. The page shows the command that makes
+the same images again. The server listens on 127.0.0.1 only and answers only its own page.
 """
 
 import argparse
@@ -20,6 +21,7 @@ import threading
 import time
 import traceback
 import webbrowser
+from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import urlsplit
@@ -29,16 +31,18 @@ from PIL import Image
 
 from config import PROJECT, SETTINGS, add_config_arguments, checked, command
 from data.toy.prepare import scene
-from dataset import fit, to_uint8
+from dataset import fit, prepare_edit, read_image, to_uint8
 from masks import UNLABELLED, Colorbook, check_ids, read_mask, save_mask
-from sample import file_of, load_network, make_parser, plan, read_masks, resolve, sample_jobs, save
+from sample import file_of, load_network, make_parser, plan, read_edit, read_masks, resolve, sample_jobs, save
 
 PAGE = Path(__file__).with_name("page.html")
 HAND_DRAWN = PROJECT.parent / "data" / "hand_drawn.png"
 CANVAS = 512  # pixels of the longer side of the canvas, about: a whole multiple of the network's
 MOST_IMAGES, MOST_WAITING, MOST_LISTED = 16, 8, 100  # images of a drawing, drawings in the queue, drawings remembered
 MOST_BYTES = 32 * 2**20  # of a request
+MOST_PIXELS = 2**24  # of a photograph that is edited: each of its images has as many
 LARGEST_SCENE = 1024  # pixels of the longer side of a toy scene, which is drawn four times larger
+ENDINGS = {"": "", "image": "_photo", "image_mask": "_before"}  # of the files of a painting, painting_0001*.png
 DRAWING_SETTINGS = ("n", "guidance", "steps", "sampler", "seed")
 HEADERS = {  # the page loads nothing from elsewhere, and no other page may show or read it
     "Content-Security-Policy": "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; "
@@ -62,9 +66,13 @@ class Refused(Exception):
 class Drawing:
     """The images that one press of the button asks for, and how far they are."""
 
-    def __init__(self, number, s):
-        """number is that of the painting, s the settings; s["mask"] is its file."""
+    def __init__(self, number, s, shape, edit):
+        """number is that of the painting, s the settings; s["mask"] is its file, shape (H, W) that of its images.
+
+        edit is {} or, for a photograph that is edited, {"image": its file, "image_mask": that of its mask before}.
+        """
         self.number, self.s, self.painting = number, s, Path(s["mask"]).name
+        self.shape, self.edit = shape, edit
         self.state = "waiting"  # then working, then done, failed or cancelled
         self.message, self.files = "", []
         self.preview, self.image_steps, self.started, self.seconds = None, 0, 0.0, 0.0
@@ -86,7 +94,7 @@ class Drawing:
         return {"number": self.number, "state": self.state, "message": self.message, "place": place,
                 "image_steps": done, "progress": min(1.0, done / total), "seconds": seconds,
                 "seconds_left": seconds / done * max(0, total - done) if done else None,
-                "painting": self.painting, "files": list(self.files),
+                "painting": self.painting, "files": list(self.files), "shape": self.shape, "keeps": bool(self.edit),
                 "previews": [png_url(image) for image in preview] if new_previews else [],
                 **{key: s[key] for key in DRAWING_SETTINGS}}
 
@@ -137,25 +145,31 @@ class Studio:
     def ask(self, request):
         """Put a drawing into the queue, and describe it.
 
-        request: "mask", the ids of the canvas as base64, and any of n, guidance, steps, sampler and seed. ValueError
-        for anything else.
+        request: "mask", the ids of the canvas as base64, and any of n, guidance, steps, sampler and seed; to redraw
+        only what was painted over the mask of a photograph, both files, "photo" and "photo_mask", as base64.
+        ValueError for anything else.
         """
-        unknown = request.keys() - {"mask", *DRAWING_SETTINGS}
+        unknown = request.keys() - {"mask", "photo", "photo_mask", *DRAWING_SETTINGS}
         if unknown:
             raise ValueError(f"a drawing has no {', '.join(sorted(unknown))}")
-        given = {key: checked(f"sample.{key}", request[key], "the page") for key in request.keys() - {"mask"}}
+        given = {key: checked(f"sample.{key}", request[key], "the page") for key in DRAWING_SETTINGS if key in request}
         if given.get("n", 1) > MOST_IMAGES:
             raise ValueError(f"{given['n']} images: expected at most {MOST_IMAGES} in one drawing")
         if "guidance" in given:
             given["guidance"] = repr(given["guidance"])
-        ids = self.ids_of(request.get("mask"))
+        ids, shape, pngs = self.ids_of(request.get("mask")), self.size, {}
+        if "photo" in request or "photo_mask" in request:
+            ids, pngs = self.read_photo(request.get("photo"), request.get("photo_mask"), ids)
+            shape = ids.shape
+        pngs |= {"": self.mask_png(ids)}
         _, s = resolve(sample_arguments(self.args, **given), self.state)
-        s["precision"], s["n"] = self.settings["precision"], min(s["n"], MOST_IMAGES)
+        s |= {"precision": self.settings["precision"], "n": min(s["n"], MOST_IMAGES), "guidance": s["guidances"][0]}
         with self.changed:
             if len(self.waiting) >= MOST_WAITING:
                 raise Refused(503, f"{MOST_WAITING} drawings are waiting: cancel one, or wait for one")
-            number, s["mask"] = self.save_painting(ids)
-            drawing = self.drawings[number] = Drawing(number, s)
+            number, paths = self.save_painting(pngs)
+            s["mask"] = paths.pop("")
+            drawing = self.drawings[number] = Drawing(number, s, shape, paths)
             for finished in list(self.drawings)[:-MOST_LISTED]:
                 del self.drawings[finished]
             self.waiting.append(drawing)
@@ -165,7 +179,7 @@ class Studio:
     def describe(self, drawing, seen=None):
         with self.changed:
             place = self.waiting.index(drawing) + 1 if drawing in self.waiting else 0
-            return drawing.describe(place, seen) | {"command": sample_command(self.args, drawing.s)}
+            return drawing.describe(place, seen) | {"command": sample_command(self.args, drawing)}
 
     def find(self, number):
         drawing = self.drawings.get(int(number)) if number.isdecimal() and len(number) < 10 else None
@@ -184,27 +198,61 @@ class Studio:
 
     def ids_of(self, text):
         """base64 of class ids, row by row, as an array like the canvas. ValueError: another size, unknown ids."""
-        if not isinstance(text, str):
-            raise ValueError("expected the mask as base64 of its class ids")
-        ids = np.frombuffer(base64.b64decode(text, validate=True), np.uint8)
+        ids = np.frombuffer(decode(text, "the mask, its class ids,"), np.uint8)
         if ids.size != self.canvas[0] * self.canvas[1]:
             raise ValueError(f"the mask has {ids.size} pixels; expected {self.canvas[0]}x{self.canvas[1]}")
         return check_ids(ids.reshape(self.canvas), self.colorbook, "the mask")
 
     def read(self, path, name):
-        """A mask file for the canvas, and a line on how it was read. ValueError in the words of masks.py."""
-        try:
-            ids, kind, snapped = read_mask(path, self.colorbook)
-        except ValueError as error:
-            raise ValueError(str(error).replace(str(path), name)) from None
+        """A mask file for the canvas, a line on how it was read, and its own size. ValueError as in masks.py."""
+        ids, kind, snapped = read_mask(path, self.colorbook)
         note = f"{name}: a mask in {kind}" + (f", {snapped:.1%} snapped to the nearest class" if snapped else "")
-        return {"mask": encode(fit(ids, self.canvas)), "note": note}
+        return {"mask": encode(fit(ids, self.canvas)), "note": note, "shape": ids.shape}
 
-    def read_upload(self, body):
+    @contextmanager
+    def uploaded(self, body, name):
+        """The path of a file of these bytes, for as long as it is read; a ValueError speaks of it as `name`."""
         with self.reading, tempfile.TemporaryDirectory(prefix=".upload-", dir=self.out) as folder:
             path = Path(folder, "file")
             path.write_bytes(body)
+            try:
+                yield path
+            except ValueError as error:
+                raise ValueError(str(error).replace(str(path), name)) from None
+
+    def read_upload(self, body):
+        with self.uploaded(body, "the file") as path:
             return self.read(path, "the file")
+
+    def read_photo(self, photo, photo_mask, painted):
+        """A photograph to be edited: its new mask (H, W), and the PNGs of the photograph and of its mask before.
+
+        Both files come as base64; painted (h, w), on the canvas, began with fit() of that mask. ValueError: they are
+        no image and mask of one size, too large, or nothing or all would be redrawn.
+        """
+        with self.uploaded(decode(photo, "the photo"), "the photo") as path:
+            image = read_image(path)
+        with self.uploaded(decode(photo_mask, "the photo's mask"), "the photo's mask") as path:
+            before = read_mask(path, self.colorbook)[0]
+        H, W = before.shape
+        if image.shape[:2] != before.shape:
+            raise ValueError(f"the photo's mask is {H}x{W} and the photo {image.shape[0]}x{image.shape[1]} (height x "
+                             "width): an image and its mask must have one size")
+        if H * W > MOST_PIXELS:
+            raise ValueError(f"the photo has {H}x{W} pixels, at most {MOST_PIXELS:,} are edited: scale it and its mask")
+        after = paint_over(before, painted)
+        changed = after != before
+        if not changed.any():
+            raise ValueError("nothing of the photo's mask has changed: paint over it what is to be new")
+        if not prepare_edit(image, after, changed, self.size)["keep"].any():
+            raise ValueError("all of the photo's mask has changed: leave some of it, or do not keep the rest")
+        return after, {"image": png_bytes(image), "image_mask": self.mask_png(before)}
+
+    def mask_png(self, ids):
+        png = io.BytesIO()
+        png.name = "mask.png"  # from which Pillow takes the format
+        save_mask(ids, png, self.colorbook)
+        return png.getvalue()
 
     def example(self, name):
         """The hand-drawn mask, or by its number a toy scene with its image."""
@@ -241,24 +289,34 @@ class Studio:
 
     def draw(self, drawing):
         """Make the images of the saved mask as sample.py does, and save each with its settings."""
-        s = drawing.s
-        masks = read_masks(s["mask"], self.colorbook, self.size)
-        jobs = plan(self.state, s, masks, None)
-        for batch, images in sample_jobs(jobs, masks, self.model, self.diffusion, s, self.autocast, show=False,
+        s, edits = drawing.s, {}
+        if drawing.edit:
+            files = argparse.Namespace(**drawing.edit, redraw=None)
+            edits = {Path(s["mask"]).stem: read_edit(files, s["mask"], self.colorbook, self.size)}
+            masks = {stem: edit["ids"] for stem, edit in edits.items()}
+        else:
+            masks = read_masks(s["mask"], self.colorbook, self.size)
+        jobs = plan(self.state, s, masks, edits=edits)
+        for batch, images in sample_jobs(jobs, masks, self.model, self.diffusion, s, self.autocast, edits, show=False,
                                          observe=drawing.observe):
             drawing.preview = None  # it was of these
             for job, image in zip(batch, images):
                 save(job, image, self.out)
                 drawing.files.append(file_of(job, self.out).name)
 
-    def save_painting(self, ids):
-        """Write the mask as painting_0001.png, or with the number after the last one of the folder: number, path."""
+    def save_painting(self, pngs):
+        """Write {"": the mask} as painting_0001.png, or with the number after the last one of the folder.
+
+        With "image" and "image_mask" *_photo.png and *_before.png too. Returns the number, and the paths by those keys.
+        """
         found = [re.match(r"painting_(\d+)", path.name) for path in self.out.glob("painting_*")]
         number = max([0, *self.drawings, *(int(match[1]) for match in found if match)]) + 1
-        path = self.out / f"painting_{number:04d}.png"
-        with open(path, "xb") as file:
-            save_mask(ids, file, self.colorbook)
-        return number, str(path)
+        paths = {}
+        for key, png in pngs.items():
+            paths[key] = str(self.out / f"painting_{number:04d}{ENDINGS[key]}.png")
+            with open(paths[key], "xb") as file:
+                file.write(png)
+        return number, paths
 
 
 def sample_arguments(args, **given):
@@ -266,10 +324,13 @@ def sample_arguments(args, **given):
     return argparse.Namespace(**vars(make_parser().parse_args([])) | vars(args) | {"mask": "painting"} | given)
 
 
-def sample_command(args, s):
+def sample_command(args, drawing):
     """The command that makes the same images again."""
-    words = ["python", "sample.py", "--mask", s["mask"], "--n", s["n"], "--seed", s["seed"], "--guidance",
-             s["guidances"][0], "--sampler", s["sampler"], "--steps", s["steps"]]
+    words, s = ["python", "sample.py"], drawing.s
+    for key, path in drawing.edit.items():
+        words += [f"--{key.replace('_', '-')}", path]
+    words += ["--mask", s["mask"], "--n", s["n"], "--seed", s["seed"], "--guidance",
+              s["guidances"][0], "--sampler", s["sampler"], "--steps", s["steps"]]
     for flag in ("checkpoint", "device", "config", "preset"):
         if getattr(args, flag):
             words += [f"--{flag}", getattr(args, flag)]
@@ -278,15 +339,39 @@ def sample_command(args, s):
     return shlex.join(map(str, words))
 
 
+def paint_over(before, painted):
+    """A mask `before` (H, W) with what was painted (h, w) over its fit(); each pixel takes the nearest one of those."""
+    (H, W), (h, w) = before.shape, painted.shape
+    scale = min(H / h, W / w)  # the centre of the mask is what fit() shows
+    rows, columns = (np.floor((np.arange(n) + 0.5 - n / 2) / scale + m / 2).astype(int) for n, m in ((H, h), (W, w)))
+    y, x = np.flatnonzero((rows >= 0) & (rows < h)), np.flatnonzero((columns >= 0) & (columns < w))
+    shown, nearest = np.ix_(y, x), np.ix_(rows[y], columns[x])
+    new = painted != fit(before, painted.shape)
+    after = before.copy()
+    after[shown] = np.where(new[nearest], painted[nearest], before[shown])
+    return after
+
+
 def encode(ids):
     return base64.b64encode(ids.tobytes()).decode()
 
 
+def decode(text, name):
+    """The bytes of a base64 text. ValueError for anything else, in which it is `name`."""
+    if not isinstance(text, str):
+        raise ValueError(f"expected {name} as base64")
+    return base64.b64decode(text, validate=True)
+
+
+def png_bytes(image):
+    png = io.BytesIO()
+    Image.fromarray(image).save(png, "png", compress_level=1)  # quickly, for a photograph of many megapixels
+    return png.getvalue()
+
+
 def png_url(image):
     """An image (H, W, 3) uint8 as a data URL."""
-    png = io.BytesIO()
-    Image.fromarray(image).save(png, "png")
-    return "data:image/png;base64," + base64.b64encode(png.getvalue()).decode()
+    return "data:image/png;base64," + base64.b64encode(png_bytes(image)).decode()
 
 
 # ---------------------------------------------------------------------------------------------------- server
@@ -396,10 +481,8 @@ class Handler(BaseHTTPRequestHandler):
         return as_json(self.server.studio.read_upload(self.read_body()))
 
     def post_mask(self, rest):
-        studio, png = self.server.studio, io.BytesIO()
-        png.name = "mask.png"  # from which Pillow takes the format
-        save_mask(studio.ids_of(self.read_json().get("mask")), png, studio.colorbook)
-        return "image/png", png.getvalue()
+        studio = self.server.studio
+        return "image/png", studio.mask_png(studio.ids_of(self.read_json().get("mask")))
 
 
 def as_json(value):

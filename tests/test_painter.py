@@ -24,6 +24,7 @@ from PIL import Image
 import sample
 from checkpoint import save_checkpoint
 from config import load_config
+from masks import Colorbook
 from painter import __main__ as painter
 from scenes import CITYSCAPES
 from unet import UNet
@@ -153,7 +154,7 @@ def test_the_command_line_gives_the_same_files(serve, tmp_path, monkeypatch, opt
     """The command that the page shows makes the same files, byte for byte: pixels and settings."""
     page = serve(**options)
     drawing = page.finished(page.draw(painted(), **settings)["number"])
-    assert drawing["state"] == "done", drawing
+    assert drawing["state"] == "done" and drawing | settings == drawing, drawing
     words = shlex.split(drawing["command"])
     assert words[:2] == ["python", "sample.py"]
     monkeypatch.setattr(sys, "argv", [*words[1:], "--out", str(tmp_path / "again")])
@@ -250,6 +251,135 @@ def test_a_failure_is_told_and_the_next_is_made(serve, gate, capsys):
     assert "Traceback" in capsys.readouterr().err
     assert page.finished(second)["state"] == "done"
     assert [drawing["state"] for drawing in page.get("/drawings")] == ["failed", "done"]
+
+
+# ---------------------------------------------------------------------------------------------- editing a photograph
+
+
+def photograph(shape):
+    """Noise, (*shape, 3), and its mask: sky above road, a car, and a corner of nothing."""
+    ids = np.zeros(shape, np.uint8)
+    ids[: shape[0] // 2], ids[shape[0] // 2 :, : shape[1] // 4], ids[:3, :4] = 1, 2, 255
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8), ids
+
+
+def mask_bytes(ids):
+    image = Image.fromarray(ids)
+    image.putpalette(Colorbook(CLASSES).palette.tobytes())
+    return png_bytes(image)
+
+
+def on_canvas(ids):
+    """A mask as the canvas shows it when it is opened: the centre in the ratio of the canvas."""
+    scale = min(ids.shape[0] / H, ids.shape[1] / W)
+    rows, columns = (((np.arange(n) + .5 - n / 2) * scale + m / 2).astype(int) for n, m in zip((H, W), ids.shape))
+    return ids[rows[:, None], columns]
+
+
+def edit_of(image, before, painted, **settings):
+    """A request to keep a photograph but for what was painted over its mask."""
+    files = {"photo": png_bytes(Image.fromarray(image)), "photo_mask": mask_bytes(before)}
+    return {"mask": encode(painted)} | {key: base64.b64encode(data).decode() for key, data in files.items()} | settings
+
+
+@pytest.mark.parametrize("shape, box, settings", [
+    ((16, 24), (5, 11, 14, 20), {"n": 2, "seed": 7}),                  # the network's own size
+    ((336, 504), (200, 230, 90, 140), {"n": 2, "guidance": 1}),        # the canvas's
+    ((120, 300), (40, 70, 100, 150), {"n": 1, "sampler": "ddim"}),     # another ratio: its centre is on the canvas
+    ((400, 600), (300, 320, 400, 440), {"n": 1, "seed": 2**40}),       # larger than the canvas
+])
+def test_only_what_was_painted_is_redrawn(serve, tmp_path, monkeypatch, shape, box, settings):
+    """The images are those of sample.py for the same files, bit for bit, and far from the change the photo's pixels."""
+    page, (image, before) = serve(), photograph(shape)
+    expected = before.copy()
+    expected[box[0] : box[1], box[2] : box[3]] = 3
+    painted = on_canvas(expected)
+    status, _, text = page.ask("POST", "/draw", json.dumps(edit_of(image, before, painted, **settings)))
+    assert status == 200, text
+    drawing = page.finished(json.loads(text)["number"])
+    assert drawing["state"] == "done" and drawing["keeps"] and drawing["shape"] == list(shape), drawing
+    after = np.array(Image.open(tmp_path / "out" / "painting_0001.png"))
+    differs = after != expected
+    inner = np.zeros(shape, bool)
+    inner[box[0] + 2 : box[1] - 2, box[2] + 2 : box[3] - 2] = True
+    assert not differs[inner].any() and differs.mean() < .01  # the canvas may be coarser than the photograph
+    assert page.ask("GET", f"/files/{drawing['painting']}")[0] == 200
+    assert page.ask("GET", "/files/painting_0001_photo.png")[0] == 404
+
+    for name, pixels in {"own.png": image, "own_before.png": before}.items():
+        Image.fromarray(pixels).save(tmp_path / name)
+    Image.fromarray(after).save(tmp_path / "painting_0001.png")
+    own = {"--image": tmp_path / "own.png", "--image-mask": tmp_path / "own_before.png",
+           "--mask": tmp_path / "painting_0001.png"}
+    words = shlex.split(drawing["command"])
+    again = words[words.index("--n") :]
+    for folder, arguments in (("again", words[2:]), ("own", [*map(str, sum(own.items(), ())), *again])):
+        monkeypatch.setattr(sys, "argv", ["sample.py", *arguments, "--out", str(tmp_path / folder)])
+        sample.main()
+    near = np.zeros(shape, bool)
+    reach = 3 * max(1, (box[1] - box[0]) // 8, (box[3] - box[2]) // 12)  # of the margin, in pixels of the window
+    near[max(0, box[0] - reach) : box[1] + reach, max(0, box[2] - reach) : box[3] + reach] = True
+    assert len(drawing["files"]) == settings["n"] and not near.all()
+    for name in drawing["files"]:
+        made = (tmp_path / "out" / name).read_bytes()
+        assert made == (tmp_path / "again" / name).read_bytes() == page.ask("GET", f"/files/{name}")[2]
+        result = np.array(Image.open(io.BytesIO(made)))
+        assert (result == np.array(Image.open(tmp_path / "own" / name))).all()
+        assert (result[~near] == image[~near]).all() and (result[inner] != image[inner]).mean() > .9
+
+
+def test_a_photograph_of_any_kind(serve, tmp_path):
+    """A JPEG that is turned by its EXIF, and a mask in colours with soft edges, are read as sample.py reads them."""
+    page, (image, before) = serve(), photograph((40, 60))
+    turned, exif = io.BytesIO(), Image.Exif()
+    exif[0x0112] = 6  # turn right
+    Image.fromarray(np.rot90(image)).save(turned, "jpeg", exif=exif, quality=95)
+    colors = np.zeros((256, 3), np.uint8)
+    colors[:4] = list(CLASSES.values())
+    soft = Image.fromarray(colors[before]).resize((600, 400), Image.Resampling.NEAREST).resize((60, 40))
+    painted = on_canvas(before)
+    painted[200:260, 300:380] = 3
+    request = edit_of(image, before, painted) | {"photo": base64.b64encode(turned.getvalue()).decode(),
+                                                 "photo_mask": base64.b64encode(png_bytes(soft)).decode()}
+    number = json.loads(page.ask("POST", "/draw", json.dumps(request))[2])["number"]
+    assert page.finished(number)["state"] == "done"
+    saved = [np.array(Image.open(tmp_path / "out" / f"painting_0001{end}.png")) for end in ("_photo", "_before")]
+    assert saved[0].shape == (40, 60, 3) and np.abs(saved[0].astype(int) - image).mean() < 60
+    assert (saved[1] == before).mean() > .97
+
+
+def edit_request(case):
+    """A request to edit with one mistake."""
+    image, before = photograph((40, 60))
+    painted = on_canvas(before)
+    painted[200:260, 300:380] = 3
+    if case == "no change":
+        return edit_of(image, before, on_canvas(before))
+    if case == "all changed":
+        return edit_of(image, before, np.full((H, W), 3, np.uint8))
+    if case == "other size":
+        return edit_of(image[:32], before, painted)
+    if case == "only a photo":
+        return {key: value for key, value in edit_of(image, before, painted).items() if key != "photo_mask"}
+    if case == "not base64":
+        return edit_of(image, before, painted) | {"photo": "!!!"}
+    whole = png_bytes(Image.fromarray(image))
+    data = {"no image": b"hello", "cut off": whole[:300], "too large": whole}[case]
+    return edit_of(image, before, painted) | {"photo": base64.b64encode(data).decode()}
+
+
+@pytest.mark.parametrize("case, words", [
+    ("no change", "nothing of the photo's mask has changed"), ("all changed", "all of the photo's mask has changed"),
+    ("other size", "the photo's mask is 40x60 and the photo 32x60"), ("too large", "40x60 pixels, at most 2,000"),
+    ("only a photo", "expected the photo's mask as base64"), ("not base64", "base64"),
+    ("no image", "the photo (5 bytes)"), ("cut off", "the photo (300 bytes): not readable")])
+def test_mistakes_of_an_edit(refusing, monkeypatch, case, words):
+    """A photograph that cannot be edited is a message about it, and leaves no file and no drawing."""
+    monkeypatch.setattr(painter, "MOST_PIXELS", 2000 if case == "too large" else 2400)
+    files = sorted(path.name for path in refusing.studio.out.iterdir())
+    status, _, text = refusing.ask("POST", "/draw", json.dumps(edit_request(case)))
+    assert status == 400 and words in text.decode() and "/" not in text.decode().split("masks.py")[0], text
+    assert refusing.get("/drawings") == [] and sorted(path.name for path in refusing.studio.out.iterdir()) == files
 
 
 # --------------------------------------------------------------------------------------------- masks and examples

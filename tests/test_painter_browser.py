@@ -439,9 +439,10 @@ def test_a_dropped_mask(page):
     assert (page.ids() == NONE).all()
 
 
-def refused(page):
-    return [f"{page.studio.address}/read - Failed to load resource: the server responded with a status of 400 "
-            "(Bad Request)"]
+def refused(page, *routes):
+    """What the browser's console says of requests to these routes, or to /read, that were answered with 400."""
+    return [f"{page.studio.address}/{route} - Failed to load resource: the server responded with a status of 400 "
+            "(Bad Request)" for route in routes or ["read"]]
 
 
 def test_a_dropped_photograph_and_its_mask(page):
@@ -493,6 +494,106 @@ def test_a_scene_with_its_image(page):
     page.click("scene")
     page.wait(lambda: "toy scene" in page.status() and page.find("photo").is_displayed())
     assert (page.ids() != NONE).all() and len(np.unique(page.ids())) > 3
+
+
+# ----------------------------------------------------------------------------------------------- editing a photo
+
+
+def a_photo(shape=(SIDE, SIDE)):
+    return np.random.default_rng(0).integers(0, 256, (*shape, 3), np.uint8)
+
+
+def mask_png(ids):
+    image = Image.fromarray(ids)
+    image.putpalette(BOOK.palette.tobytes())
+    return png_bytes(image)
+
+
+def test_a_photo_is_edited(page, studio):
+    """With a photo and its mask the choice to keep the rest is on, and what comes is the photo with the change."""
+    photo = a_photo((256, 384))
+    mask = np.full((256, 384), SKY, np.uint8)
+    mask[150:] = ROAD
+    page.drop(street=png_bytes(Image.fromarray(photo)))
+    page.wait(lambda: page.find("photo").is_displayed())
+    keep = page.find("keep")
+    assert keep.is_displayed() and not keep.is_enabled() and "Open its mask" in page.find("keep-note").text
+    page.drop(its_mask=mask_png(mask))
+    page.wait(lambda: keep.is_selected())
+    assert keep.is_enabled() and "nothing else" in page.find("keep-note").text
+    assert keep.accessible_name == "Keep the rest of the photo"
+    page.choose("Rectangle", "car")
+    page.drag((200, 250), (300, 330))  # of the canvas, which shows columns 64 to 320, twice as large
+    for key, value in {"n": 2, "guidance": 1, "seed": 5}.items():
+        page.set(key, value)
+    cards = len(page.all(".drawing"))
+    page.click("draw")
+    page.wait(lambda: len(page.all(".drawing")) == cards + 1 and len(page.all(".drawing:first-child .tile.ready")) == 2)
+    card = page.all(".drawing:first-child")[0]
+    assert "photo kept" in card.text
+    images = card.find_elements(By.CSS_SELECTOR, ".tile.ready img")
+    assert [image.get_property("naturalWidth") for image in images] == [384, 384]
+    for image in images:
+        result = np.array(Image.open(studio.out / image.get_property("src").split("/")[-1]))
+        far, inner = np.ones((256, 384), bool), (slice(128, 162), slice(167, 211))
+        far[105:185, 144:234] = False
+        assert (result[far] == photo[far]).all() and (result[inner] != photo[inner]).mean() > .9
+    images[0].click()
+    words = page.find("large-command").text
+    assert "_photo.png" in words and "--image-mask" in words and "_before.png" in words
+    page.click("close-look")
+
+    card.find_element(By.CSS_SELECTOR, ".tile.mask").click()  # painting on does not make this the photo's own mask
+    page.wait(lambda: "painting_" in page.status())
+    page.click("draw")
+    page.wait(lambda: len(studio.requests) == 2)
+    assert base64.b64decode(studio.requests[1]["photo_mask"]) == mask_png(mask)
+    page.click("keep")
+    page.click("draw")
+    page.wait(lambda: len(studio.requests) == 3)
+    assert "photo" not in studio.requests[2]
+    page.click("no-photo")
+    assert not keep.is_displayed()
+    page.expected = refused(page)
+
+
+@pytest.mark.parametrize("case, words", [("no change", "nothing of the photo's mask has changed"),
+                                         ("all", "all of the photo's mask has changed")])
+def test_edits_that_are_none_are_said(page, case, words):
+    """A mask that is still the photo's own, and one that is new everywhere, are a message on the page."""
+    page.drop(mine=mask_png(a_mask()), street=png_bytes(Image.fromarray(a_photo())))
+    page.wait(lambda: page.find("keep").is_selected())
+    if case == "all":
+        page.click("clear")
+    cards = len(page.all(".drawing"))
+    page.click("draw")
+    page.wait(lambda: words in page.status())
+    assert "bad" in page.find("status").get_attribute("class") and len(page.all(".drawing")) == cards
+    page.expected = refused(page, "read", "draw")
+
+
+def test_a_mask_of_another_size_is_said(page):
+    """A photo and a mask of different sizes are told with both sizes, and the rest cannot be kept."""
+    page.drop(street=png_bytes(Image.fromarray(a_photo((256, 384)))), its_mask=mask_png(a_mask()))
+    page.wait(lambda: "512 × 512" in page.find("keep-note").text)
+    assert "384 × 256" in page.find("keep-note").text and not page.find("keep").is_enabled()
+    page.click("hand-drawn")
+    page.wait(lambda: not page.find("keep").is_displayed())
+    page.drop(street=png_bytes(Image.fromarray(a_photo())))  # the example is not its mask, though its size would fit
+    page.wait(lambda: "Open its mask" in page.find("keep-note").text)
+    page.expected = refused(page, "read", "read")
+
+
+def test_a_scene_is_edited(page, studio):
+    """A random street comes with its image and its mask, so that it can be edited at once."""
+    page.click("scene")
+    page.wait(lambda: page.find("keep").is_selected())
+    page.choose("Rectangle", "person")
+    page.drag((200, 200), (240, 300))
+    cards = len(page.all(".drawing"))
+    page.click("draw")
+    page.wait(lambda: len(page.all(".drawing")) == cards + 1 and page.all(".drawing:first-child .tile.ready"))
+    assert page.all(".drawing:first-child .tile.ready img")[0].get_property("naturalWidth") == SIDE
 
 
 # ------------------------------------------------------------------------------------------------ for everybody
