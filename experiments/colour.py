@@ -8,12 +8,13 @@
     python -m experiments.colour --checkpoint runs/colour_toy/colour.pt --mask street_mask.png \\
         --like evening.png --like-mask evening_mask.png
 
-The first two train a network, measure it on masks of test and draw a sheet: on two CPU cores the toy takes 10 minutes,
-IDD-Lite 70 (--minutes 20 trains for less). Ctrl-C loses nothing: the same command goes on. With --checkpoint it draws
+The first two train a network, measure it on masks of test and draw a sheet: on two CPU cores the toy takes 15 minutes,
+IDD-Lite 75 (--minutes 20 trains for less). Ctrl-C loses nothing: the same command goes on. With --checkpoint it draws
 images, at half a second each: of the palette of a real image and its mask (--like: its own one keeps its colours, any
 other lends them), of single colours (--colour, which goes before --like), or of none. All into --out.
 
-The table has a row for each source of colours, with the same masks and seeds; [low, high] is 95 % over masks:
+The table has a row for each guidance w and source of colours: none, the mask's own real image, another real image,
+--colour, and the network --plain. Masks and seeds are the same in all; [low, high] is 95 % over masks:
   distance         from the colour asked for of a class to its mean colour in the generated image, in CIE-LAB (2.3 can
                    just be seen); mean over the classes that cover half a percent of the mask or more, then over masks
   without colours  the same of images of the same masks and seeds for which no colours were given
@@ -24,6 +25,7 @@ The table has a row for each source of colours, with the same masks and seeds; [
 
 import argparse
 import difflib
+import itertools
 import json
 import math
 from pathlib import Path
@@ -41,7 +43,7 @@ from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, fit_pair, read_image, to_uint8, unpack
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import in_batches, load_segmenter, mean_of, measure_features, measure_masks, resample
-from experiments.score_sde import load_batches, parse_count
+from experiments.score_sde import load_batches, parse_count, parse_numbers
 from experiments.training import autocast, fit, read
 from masks import Colorbook, one_hot, read_mask
 from sample import draw_sheet, file_of, load_network, plan, read_masks, save, settings_of
@@ -231,13 +233,12 @@ def sources_of_colours(args, x0, mask, colorbook):
     return sources
 
 
-def draw_source(name, network, planes, paths, args, precision, device):
+def draw_source(network, planes, paths, seeds, guidance, steps, precision, device):
     """The images (N, H, W, 3) uint8 of a source of colours, from their files where all of them are there."""
     if not all(path.exists() for path in paths):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
         with autocast(precision, device):
-            seeds = range(args.seed, args.seed + len(paths))
-            made = draw_images(*network, planes, seeds, args.guidance, args.steps, device, f"colours: {name}")
+            made = draw_images(*network, planes, seeds, guidance, steps, device, str(paths[0].parent))
         for path, image in zip(paths, made):
             with replacing(path) as png:
                 Image.fromarray(image).save(png, "png")
@@ -248,7 +249,6 @@ def study(args):
     """Train, draw masks of test with every source of colours, measure, and draw the sheet."""
     cfg = load_config(args.config, args.preset, args.set)
     device, out = pick_device(cfg["device"]), args.out or Path(f"runs/colour_{Path(cfg['out']).name}")
-    args.guidance = cfg["sample"]["guidance"] if args.guidance is None else args.guidance
     pairs, held_out = read_data(cfg, 0, 1, dry_run=False)
     test, colorbook = Pairs(cfg["data"]["root"], "test", pairs.size), pairs.colorbook
     segment = load_segmenter(args.judge, colorbook, device) if args.judge else None
@@ -275,21 +275,25 @@ def study(args):
     real, ids, images = to_uint8(x0), test.planes[chosen, 3].numpy(), {}
     train_images = pairs.planes[:, :3].permute(0, 2, 3, 1).numpy()
     precision = pick_precision(cfg["sample"]["precision"], device)
-    for name, (colours, asked) in sources.items():
+    for w, name in itertools.product(args.guidance, sources):
+        (colours, asked), key = sources[name], f"{name}, w = {w:g}"
         planes = mask if name == "plain" else condition_planes(mask, colours, asked)
-        paths = [out / "images" / name.replace(" ", "_") / f"{test.files[i][0]}.png" for i in chosen]
+        seeds = range(args.seed, args.seed + len(real))
+        paths = [out / "images" / name.replace(" ", "_") / f"{test.files[i][0]}_w{w:g}_seed{seed}.png"
+                 for i, seed in zip(chosen, seeds)]  # as sample.py names them
         network = networks.get(name, (net, diffusion))
-        images[name] = draw_source(name, network, planes, paths, args, precision, device)
-        if name not in rows:
-            rows[name] = {"colours": name} | distance_columns(images[name], images["none"], real, mask, colours, asked)
+        images[name] = draw_source(network, planes, paths, seeds, w, args.steps, precision, device)
+        if key not in rows:
+            columns = distance_columns(images[name], images["none"], real, mask, colours, asked)
+            rows[key] = {"colours": name, "w": f"{w:g}"} | columns
             if segment:
-                rows[name] |= judge_columns(segment, ids, real, images[name], train_images, colorbook.names)
+                rows[key] |= judge_columns(segment, ids, real, images[name], train_images, colorbook.names)
             with replacing(file) as opened:
                 opened.write(json.dumps({"settings": settings, "rows": rows}, indent=1).encode())
-    print(f"{len(real)} masks of {test.folder}, guidance {args.guidance:g}, {trained} steps of training\n")
-    print(table(list(rows.values())))
+    print(f"{len(real)} masks of {test.folder}, {trained} steps of training\n\n{table(list(rows.values()))}")
     draw_study(sources, images, real, ids, colorbook).save(out / "sheet.png")
-    print(f"\n{file}, {out / 'sheet.png'}: masks and real images, then for each source the colours and the images")
+    print(f"\n{file}, {out / 'sheet.png'}: masks and real images, then for each source the colours and, at w = {w:g}, "
+          "the images")
 
 
 def draw_study(sources, images, real, ids, colorbook):
@@ -330,30 +334,30 @@ def draw(args):
     net = UNet(*about["network"])
     net.load_state_dict(state["ema"])
     net.to(device, memory_format=torch.channels_last).eval()
-    w = 2.0 if args.guidance is None else args.guidance
-    settings = {"mask": args.mask, "n": args.n, "seed": args.seed, "guidances": [w], "guidance_interval": [],
+    settings = {"mask": args.mask, "n": args.n, "seed": args.seed, "guidances": args.guidance, "guidance_interval": [],
                 "eta": 0.0, "sampler": "dpm_solver", "steps": args.steps, "precision": pick_precision("auto", device)}
     asked = {colorbook.names[k]: to_uint8(colours[k].view(1, 3, 1, 1)).flatten().tolist() for k in given.nonzero()}
     jobs = [job | {"colours": asked} for job in plan(state | {"path": args.checkpoint}, settings, masks)]
-    todo = [job for job in jobs if settings_of(file_of(job, out)) != json.dumps(job)]
-    out.mkdir(parents=True, exist_ok=True)
-    if todo:
-        ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in todo])
-        mask, (palette, there) = one_hot(ids, len(colorbook)), (x.expand(len(todo), *x.shape) for x in (colours, given))
-        with autocast(settings["precision"], device):
-            images = draw_images(net, diffusion, condition_planes(mask, palette, there),
-                                 [job["seed"] for job in todo], w, args.steps, device, f"{len(todo)} images")
-        for job, image in zip(todo, images):
-            save(job, image, out)
-    draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
     ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in jobs])
+    mask = one_hot(ids, len(colorbook))
+    planes = condition_planes(mask, colours.expand(len(jobs), -1, -1), given.expand(len(jobs), -1))
+    new = [settings_of(file_of(job, out)) != json.dumps(job) for job in jobs]
+    out.mkdir(parents=True, exist_ok=True)
+    for w in args.guidance:
+        todo = [i for i, job in enumerate(jobs) if new[i] and job["guidance"] == w]
+        with autocast(settings["precision"], device):
+            images = draw_images(net, diffusion, planes[todo], [jobs[i]["seed"] for i in todo], w, args.steps, device,
+                                 f"{len(todo)} images, w = {w:g}") if todo else []
+        for i, image in zip(todo, images):
+            save(jobs[i], image, out)
+    draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
     images = np.stack([read_image(file_of(job, out)) for job in jobs])
-    for name in asked:
-        only = torch.tensor([[name == other for other in colorbook.names]]).expand(len(jobs), -1)
-        distance = lab_distances(images, one_hot(ids, len(colorbook)), colours.expand(len(jobs), -1, -1), only)
+    for k, (name, rgb) in zip(given.nonzero(), asked.items()):
+        only = (torch.arange(len(colorbook)) == k).expand(len(jobs), -1)
+        distance = lab_distances(images, mask, colours.expand(len(jobs), -1, -1), only)
         found = f"{distance.nanmean():.1f} from it in CIE-LAB" if (~distance.isnan()).any() else "in none of the masks"
-        print(f"{name}: asked for {asked[name]}, {found}")
-    print(f"{len(jobs)} images, {len(todo)} of them new: {out / 'sheet.png'}")
+        print(f"{name}: asked for {rgb}, {found}")
+    print(f"{len(jobs)} images, {sum(new)} of them new: {out / 'sheet.png'}")
 
 
 def run(args):
@@ -378,7 +382,8 @@ def main():
     add("--like-mask", help="its mask")
     add("--n", type=parse_count, default=4, help="images per mask; default: %(default)s")
     add("--seed", type=int, default=1, help="of the first image; default: %(default)s")
-    add("--guidance", type=float, help="default: that of the preset; with --checkpoint 2")
+    add("--guidance", type=parse_numbers, default=[1.0, 2.0], metavar="W[,W...]",
+        help="1 keeps the colours best, more obeys the mask more strictly; default: 1,2")
     add("--steps", type=parse_count, default=20, help="of DPM-Solver++; default: %(default)s")
     add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"], help="with --checkpoint")
     command(run, parser.parse_args())
