@@ -134,8 +134,10 @@ def adversarial_losses(patches, x, y):
     return F.relu(1 - real).mean() + F.relu(1 + made).mean(), -fooled.mean()
 
 
-def ssim(x, y, data_range=2.0):
-    """The structural similarity of x and y (B, C, H, W), a scalar: a Gaussian of 11x11 pixels (Wang et al. 2004)."""
+def ssim(x, y):
+    """The structural similarity of x and y (B, C, H, W) in [0, 1], a scalar: a Gaussian of 11x11 pixels (Wang et al.
+    2004). Its first factor compares means, and has no sense where these may be negative.
+    """
     offsets = torch.arange(-5, 6, device=x.device, dtype=x.dtype)
     line = torch.exp(-offsets.square() / (2 * 1.5**2))
     line = line / line.sum()
@@ -146,14 +148,16 @@ def ssim(x, y, data_range=2.0):
 
     mean_x, mean_y = blur(x), blur(y)
     var_x, var_y, covariance = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
-    c1, c2 = (0.01 * data_range) ** 2, (0.03 * data_range) ** 2
+    c1, c2 = 0.01**2, 0.03**2
     likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return (likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()
 
 
 def structure_loss(x, y):
-    """1 - SSIM, mean over up to three scales, each half the one before: what stands in for a perceptual term."""
-    losses = []
+    """1 - SSIM of images in [-1, 1], mean over up to three scales, each half the one before: in place of a perceptual
+    term.
+    """
+    losses, x, y = [], (x + 1) / 2, (y + 1) / 2
     while len(losses) < 3 and min(x.shape[2:]) >= 11:
         losses.append(1 - ssim(x, y))
         x, y = F.avg_pool2d(x, 2), F.avg_pool2d(y, 2)
