@@ -28,6 +28,7 @@ import difflib
 import itertools
 import json
 import math
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -35,26 +36,23 @@ import torch
 import torch.nn as nn
 from PIL import Image
 from skimage.color import rgb2lab
-from tqdm import tqdm
 
 from benchmarks.timing import table
 from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, fit_pair, read_image, to_uint8, unpack
-from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
-from evaluate import in_batches, load_segmenter, mean_of, measure_features, measure_masks, resample
+from ddpm import Diffusion, noise_like_seeds
+from evaluate import load_segmenter, mean_of, resample
+from experiments.drawing import draw_images, draw_in_batches, draw_jobs, interval, judge_columns
 from experiments.score_sde import load_batches, parse_count, parse_numbers
 from experiments.training import autocast, fit, read
 from masks import Colorbook, one_hot, read_mask
-from sample import draw_sheet, file_of, load_network, plan, read_masks, save, settings_of
+from sample import file_of, load_network, read_masks
 from train import read_data
 from unet import UNet
 
-JUDGED = {"pixel accuracy": "pixel accuracy: generated / mask", "mean IoU": "mean IoU: generated / mask",
-          "share of the ceiling": "share of the ceiling: mean IoU",
-          "Frechet distance": "Frechet distance, segmenter features",
-          "its floor": "Frechet distance, segmenter features, floor"}  # column: evaluate.py's name
-MEASURED_WITH = ("masks", "seed", "guidance", "steps", "colour", "judge", "plain")  # what the table depends on
+MEASURED_WITH = ("masks", "seed", "steps", "colour", "judge", "plain")  # what the table depends on
+STEPS = 20  # of DPM-Solver++
 LEAST = 0.005  # share of the mask that a class must cover to be measured: a few pixels have no colour of their own
 
 # ------------------------------------------------------------------------------------------------------ palettes
@@ -166,37 +164,22 @@ def train_network(cfg, pairs, held_out, file, device, minutes):
                 sums[i] += errors.sum().item()
         return {"val_eps with colours": sums[0].item() / n, "val_eps without colours": sums[1].item() / n}
 
+    @torch.no_grad()
     def preview(net):
         some = held_out[torch.linspace(0, n - 1, min(c["previews"], n)).round().long()]
         x0, mask = unpack(some, K)
         colours, given = class_means(x0, mask)
         rows = [[pairs.colorbook.paint(planes[3]) for planes in some.numpy()], to_uint8(x0)]
         for asked in (given, given & False):
-            planes = condition_planes(mask, colours, asked)
-            rows.append(draw_images(net, diffusion, planes, range(len(some)), cfg["sample"]["guidance"], 20, device))
+            planes = condition_planes(mask, colours, asked).to(device)
+            rows.append(draw_images(net, diffusion, planes, range(len(some)), cfg["sample"]["guidance"],
+                                    min(STEPS, diffusion.T)))
         return contact_sheet(rows)
 
     return fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
 
 
-@torch.no_grad()
-def draw_images(net, diffusion, planes, seeds, guidance, steps, device, title=None):
-    """Images (N, H, W, 3) uint8 of condition planes (N, C, H, W) and N seeds, by DPM-Solver++."""
-    images = []
-    for part in tqdm(torch.arange(len(planes)).split(16), title, unit="batch", disable=title is None):
-        eps_fn = guided_eps(net, diffusion, planes[part].to(device), guidance)
-        noise = noise_like_seeds([seeds[i] for i in part], (3, *planes.shape[2:]), device)
-        images.append(to_uint8(sample(eps_fn, noise, diffusion.alpha_bar, "dpm_solver", min(steps, diffusion.T))))
-    return np.concatenate(images)
-
-
 # ----------------------------------------------------------------------------------------------------- the study
-
-
-def interval(values):
-    """ "value [95 % interval]" of a number and its draws (1 + R,)."""
-    low, high = torch.nanquantile(values[1:], values.new_tensor([0.025, 0.975])).tolist()
-    return f"{values[0]:.3g} [{low:.3g}, {high:.3g}]"
 
 
 def distance_columns(images, none, real, mask, colours, asked):
@@ -208,16 +191,6 @@ def distance_columns(images, none, real, mask, colours, asked):
         there = ~distance.isnan()
         columns[title] = interval(mean_of(distance[there], counts[:, there])) if there.any() else "-"
     return {"masks": int(there.sum())} | columns
-
-
-def judge_columns(segment, ids, real, generated, train, names):
-    """The columns of obedience and likeness; "-" for what this judge cannot tell."""
-    counts = resample(len(real), len(generated), np.arange(len(real)))
-    seen = [in_batches(segment, images, "segmenter").numpy() for images in (real, generated)]
-    numbers = measure_masks(ids, *seen, counts[1], names)
-    if segment.features and len(real) > 1:
-        numbers |= measure_features(real, generated, train, counts, segment.features)
-    return {column: interval(numbers[name]) if name in numbers else "-" for column, name in JUDGED.items()}
 
 
 def sources_of_colours(args, x0, mask, colorbook):
@@ -233,12 +206,12 @@ def sources_of_colours(args, x0, mask, colorbook):
     return sources
 
 
-def draw_source(network, planes, paths, seeds, guidance, steps, precision, device):
+def draw_source(draw, planes, paths, seeds, precision, device):
     """The images (N, H, W, 3) uint8 of a source of colours, from their files where all of them are there."""
     if not all(path.exists() for path in paths):
         paths[0].parent.mkdir(parents=True, exist_ok=True)
-        with autocast(precision, device):
-            made = draw_images(*network, planes, seeds, guidance, steps, device, str(paths[0].parent))
+        with torch.no_grad(), autocast(precision, device):
+            made = draw_in_batches(draw, planes, seeds, device, str(paths[0].parent))
         for path, image in zip(paths, made):
             with replacing(path) as png:
                 Image.fromarray(image).save(png, "png")
@@ -281,8 +254,9 @@ def study(args):
         seeds = range(args.seed, args.seed + len(real))
         paths = [out / "images" / name.replace(" ", "_") / f"{test.files[i][0]}_w{w:g}_seed{seed}.png"
                  for i, seed in zip(chosen, seeds)]  # as sample.py names them
-        network = networks.get(name, (net, diffusion))
-        images[name] = draw_source(network, planes, paths, seeds, w, args.steps, precision, device)
+        network, process = networks.get(name, (net, diffusion))
+        draw = partial(draw_images, network, process, guidance=w, steps=args.steps)
+        images[name] = draw_source(draw, planes, paths, seeds, precision, device)
         if key not in rows:
             columns = distance_columns(images[name], images["none"], real, mask, colours, asked)
             rows[key] = {"colours": name, "w": f"{w:g}"} | columns
@@ -324,46 +298,37 @@ def read_palette(args, colorbook, size):
     return colours, given
 
 
-def draw(args):
+def draw_masks(args):
     """Images of --mask with the colours asked for, each with its settings, and sheet.png."""
     state, out, device = read(args.checkpoint, "colour"), args.out or Path("out_colour"), pick_device(args.device)
     about, colorbook = state["about"], Colorbook(state["about"]["classes"], args.checkpoint)
-    size, diffusion = tuple(about["size"]), Diffusion(**about["diffusion"]).to(device)
+    size, K, diffusion = tuple(about["size"]), len(colorbook), Diffusion(**about["diffusion"]).to(device)
     masks = read_masks(args.mask, colorbook, size)
     colours, given = read_palette(args, colorbook, size)
     net = UNet(*about["network"])
     net.load_state_dict(state["ema"])
     net.to(device, memory_format=torch.channels_last).eval()
-    settings = {"mask": args.mask, "n": args.n, "seed": args.seed, "guidances": args.guidance, "guidance_interval": [],
-                "eta": 0.0, "sampler": "dpm_solver", "steps": args.steps, "precision": pick_precision("auto", device)}
+
+    @torch.no_grad()
+    def draw(ids, seeds, w):
+        palette = (x.to(device).expand(len(ids), *x.shape) for x in (colours, given))
+        return draw_images(net, diffusion, condition_planes(one_hot(ids, K), *palette), seeds, w, args.steps)
+
     asked = {colorbook.names[k]: to_uint8(colours[k].view(1, 3, 1, 1)).flatten().tolist() for k in given.nonzero()}
-    jobs = [job | {"colours": asked} for job in plan(state | {"path": args.checkpoint}, settings, masks)]
-    ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in jobs])
-    mask = one_hot(ids, len(colorbook))
-    planes = condition_planes(mask, colours.expand(len(jobs), -1, -1), given.expand(len(jobs), -1))
-    new = [settings_of(file_of(job, out)) != json.dumps(job) for job in jobs]
-    out.mkdir(parents=True, exist_ok=True)
-    for w in args.guidance:
-        todo = [i for i, job in enumerate(jobs) if new[i] and job["guidance"] == w]
-        with autocast(settings["precision"], device):
-            images = draw_images(net, diffusion, planes[todo], [jobs[i]["seed"] for i in todo], w, args.steps, device,
-                                 f"{len(todo)} images, w = {w:g}") if todo else []
-        for i, image in zip(todo, images):
-            save(jobs[i], image, out)
-    draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
+    jobs = draw_jobs(args, state | {"path": args.checkpoint}, masks, colorbook, draw, out, device, {"colours": asked})
     images = np.stack([read_image(file_of(job, out)) for job in jobs])
+    mask = one_hot(torch.stack([torch.from_numpy(masks[job["mask"]]) for job in jobs]), K)
     for k, (name, rgb) in zip(given.nonzero(), asked.items()):
-        only = (torch.arange(len(colorbook)) == k).expand(len(jobs), -1)
+        only = (torch.arange(K) == k).expand(len(jobs), -1)
         distance = lab_distances(images, mask, colours.expand(len(jobs), -1, -1), only)
         found = f"{distance.nanmean():.1f} from it in CIE-LAB" if (~distance.isnan()).any() else "in none of the masks"
         print(f"{name}: asked for {rgb}, {found}")
-    print(f"{len(jobs)} images, {sum(new)} of them new: {out / 'sheet.png'}")
 
 
 def run(args):
     if bool(args.checkpoint) != bool(args.mask):
         raise ValueError("--checkpoint and --mask go together, and draw images; without them a network is trained")
-    (draw if args.checkpoint else study)(args)
+    (draw_masks if args.checkpoint else study)(args)
 
 
 def main():
@@ -384,7 +349,7 @@ def main():
     add("--seed", type=int, default=1, help="of the first image; default: %(default)s")
     add("--guidance", type=parse_numbers, default=[1.0, 2.0], metavar="W[,W...]",
         help="1 keeps the colours best, more obeys the mask more strictly; default: 1,2")
-    add("--steps", type=parse_count, default=20, help="of DPM-Solver++; default: %(default)s")
+    add("--steps", type=parse_count, default=STEPS, help="of DPM-Solver++; default: %(default)s")
     add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"], help="with --checkpoint")
     command(run, parser.parse_args())
 

@@ -35,20 +35,19 @@ import torch.nn as nn
 import torch.nn.functional as F
 from PIL import Image
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
-from tqdm import tqdm
 
 from benchmarks.timing import machine, peak_memory, table
 from checkpoint import pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, batches, contact_sheet, read_image, to_uint8, unpack
-from ddpm import Diffusion, dpm_solver, guided_eps, noise_like_seeds, sample
+from ddpm import Diffusion, dpm_solver, noise_like_seeds
 from evaluate import SSIM, load_segmenter
-from experiments.colour import judge_columns
+from experiments.drawing import AT_ONCE, draw_images, draw_in_batches, draw_jobs, judge_columns
 from experiments.latent_nets import F_DOWN, Autoencoder, LatentUNet, adversarial_losses, code_use, structure_loss
 from experiments.score_sde import load_batches, parse_count, parse_numbers
 from experiments.training import autocast, fit, read
 from masks import Colorbook, one_hot
-from sample import draw_sheet, file_of, plan, read_masks, save, settings_of
+from sample import read_masks
 from train import read_data, validate
 from unet import UNet
 
@@ -236,20 +235,6 @@ def draw_latent(autoencoder, net, diffusion, scale, mask, seeds, guidance, steps
     return to_uint8(autoencoder.decode_nearest(z * std + mean).float())
 
 
-def draw_pixel(net, diffusion, mask, seeds, guidance, steps):
-    """The same by a network of pixels."""
-    noise = noise_like_seeds(seeds, (3, *mask.shape[2:]), mask.device)
-    return to_uint8(sample(guided_eps(net, diffusion, mask, guidance), noise, diffusion.alpha_bar, steps=steps))
-
-
-def draw_in_batches(draw, mask, seeds, device, title):
-    """Images (N, H, W, 3) uint8 of masks (N, K, H, W), 16 at a time, and the seconds that one took."""
-    started, images = time.monotonic(), []
-    for part in tqdm(torch.arange(len(mask)).split(16), title, unit="batch"):
-        images.append(draw(mask[part].to(device), [seeds[i] for i in part]))
-    return np.concatenate(images), (time.monotonic() - started) / len(mask)
-
-
 # ----------------------------------------------------------------------------------------------------- the study
 
 
@@ -279,11 +264,11 @@ def ways(args, results, nets, pixel, w):
     T = pixel[1].T
     latent = partial(draw_latent, *nets, guidance=w)
     yield "latent", args.steps, partial(latent, steps=args.steps)
-    yield "pixels", args.steps, partial(draw_pixel, *pixel, guidance=w, steps=args.steps)
+    yield "pixels", args.steps, partial(draw_images, *pixel, guidance=w, steps=args.steps)
     ratio = results[f"pixels, w = {w:g}"]["s an image"] / results[f"latent, w = {w:g}"]["s an image"]
     longer, shorter = (min(T, max(1, round(args.steps * r))) for r in (ratio, 1 / ratio))
     yield "latent, as long as pixels", longer, partial(latent, steps=longer)
-    yield "pixels, as long as latent", shorter, partial(draw_pixel, *pixel, guidance=w, steps=shorter)
+    yield "pixels, as long as latent", shorter, partial(draw_images, *pixel, guidance=w, steps=shorter)
     yield "latent, labels alone", args.steps, partial(latent, steps=args.steps, labels_alone=True)
 
 
@@ -314,19 +299,18 @@ def study(args):
     def judge(images):
         return judge_columns(segment, ids, real, images, train_images, colorbook.names) if segment else {}
 
-    with autocast(precision, device):
-        reconstructed, codes = reconstruct(autoencoder, x0, device)
-    row = reconstruction_row(real, reconstructed, codes, args.codes, scale, judge(reconstructed))
-    print(f"\n{len(real)} images of {test.folder}, {machine(device)}\n\n{table([row])}\n")
-
     settings = {kind: state["step"] for kind, state in states.items()}
     settings |= {key: getattr(args, key) for key in ("masks", "seed", "steps", "judge")}
-    file, rows, shown = run / "results.json", {}, {"reconstructed": reconstructed}
-    if file.exists():
-        results = json.loads(file.read_text())
-        if results["settings"] != settings:
-            raise ValueError(f"{file}: made with {results['settings']}, not {settings}: delete it and {run / 'images'}")
-        rows = results["rows"]
+    file = run / "results.json"
+    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
+    if results["settings"] != settings:
+        raise ValueError(f"{file}: made with {results['settings']}, not {settings}: delete it and {run / 'images'}")
+    with autocast(precision, device):
+        reconstructed, codes = reconstruct(autoencoder, x0, device)
+    if "reconstruction" not in results:
+        judged = judge(reconstructed)
+        results["reconstruction"] = reconstruction_row(real, reconstructed, codes, args.codes, scale, judged)
+    rows, shown = results["rows"], {"reconstructed": reconstructed}
     for w in args.guidance:
         for name, steps, draw in ways(args, rows, (autoencoder, net, diffusion, scale), (pixel, diffusion), w):
             key, seeds = f"{name}, w = {w:g}", range(args.seed, args.seed + len(real))
@@ -334,17 +318,20 @@ def study(args):
             paths = [folder / f"{test.files[i][0]}_{seed}.png" for i, seed in zip(chosen, seeds)]
             if key not in rows:
                 folder.mkdir(parents=True, exist_ok=True)
-                with autocast(precision, device):
-                    images, seconds = draw_in_batches(draw, mask, seeds, device, key)
-                    first = mask[:16].to(device)
-                    peak = peak_memory(lambda: draw(first, seeds[:16]), [], device) / 2**20
+                with torch.no_grad(), autocast(precision, device):
+                    started = time.monotonic()
+                    images = draw_in_batches(draw, mask, seeds, device, key)
+                    seconds = (time.monotonic() - started) / len(images)
+                    first = mask[:AT_ONCE].to(device)
+                    peak = peak_memory(lambda: draw(first, seeds[:AT_ONCE]), [], device) / 2**20
                 for path, image in zip(paths, images):
                     Image.fromarray(image).save(path)
                 rows[key] = {"way": name, "w": f"{w:g}", "steps": steps, "s an image": seconds, "peak MiB": round(peak)}
                 rows[key] |= judge(images)
                 with replacing(file) as opened:
-                    opened.write(json.dumps({"settings": settings, "rows": rows}, indent=1).encode())
+                    opened.write(json.dumps(results, indent=1).encode())
             shown[key] = np.stack([read_image(path) for path in paths])
+    print(f"\n{len(real)} images of {test.folder}, {machine(device)}\n\n{table([results['reconstruction']])}\n")
     print(table(list(rows.values())))
     columns = np.linspace(0, len(real) - 1, min(8, len(real))).round().astype(int)
     sheet = [[colorbook.paint(ids[i]) for i in columns], *([x[i] for i in columns] for x in (real, *shown.values()))]
@@ -360,22 +347,12 @@ def draw_masks(args):
     about, colorbook = state["about"], Colorbook(state["about"]["classes"], args.run / "latent.pt")
     diffusion = Diffusion(**about["diffusion"]).to(device)
     masks = read_masks(args.mask, colorbook, tuple(about["size"]))
-    settings = {"mask": args.mask, "n": args.n, "seed": args.seed, "guidances": args.guidance, "guidance_interval": [],
-                "eta": 0.0, "sampler": "dpm_solver", "steps": args.steps, "precision": pick_precision("auto", device)}
-    jobs = plan(state | {"path": args.run / "latent.pt"}, settings, masks)
-    args.out.mkdir(parents=True, exist_ok=True)
-    for w in args.guidance:
-        todo = [job for job in jobs if job["guidance"] == w and settings_of(file_of(job, args.out)) != json.dumps(job)]
-        for first in tqdm(range(0, len(todo), 16), f"{len(todo)} images, w = {w:g}", unit="batch"):
-            batch = todo[first : first + 16]
-            mask = one_hot(torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch]), len(colorbook))
-            with autocast(settings["precision"], device):
-                images = draw_latent(autoencoder, net, diffusion, about["scale"], mask.to(device),
-                                     [job["seed"] for job in batch], w, args.steps)
-            for job, image in zip(batch, images):
-                save(job, image, args.out)
-    draw_sheet(jobs, masks, colorbook, args.out).save(args.out / "sheet.png")
-    print(f"{len(jobs)} images: {args.out / 'sheet.png'}")
+
+    def draw(ids, seeds, w):
+        mask = one_hot(ids, len(colorbook))
+        return draw_latent(autoencoder, net, diffusion, about["scale"], mask, seeds, w, args.steps)
+
+    draw_jobs(args, state | {"path": args.run / "latent.pt"}, masks, colorbook, draw, args.out, device, {})
 
 
 def run(args):

@@ -11,6 +11,8 @@ import torch
 from conftest import CLASSES
 from PIL import Image
 
+from checkpoint import build, save_checkpoint
+from config import load_config
 from data.common import write_dataset
 from ddpm import Diffusion
 from experiments import colour
@@ -20,8 +22,8 @@ from masks import Colorbook, one_hot, save_mask
 
 BOOK = Colorbook(CLASSES)  # road, sky, car, person
 SMALL = {"device": "cpu", "data.size": [8, 8], "model.hidden_dim": 8, "model.emb_dim": 8, "diffusion.T": 50,
-         "diffusion.schedule": "nichol", "train.steps": 300, "train.batch_size": 16, "train.lr": 0.005,
-         "train.warmup": 10, "train.val_every": 300, "train.preview_every": 300, "train.val_pairs": 4,
+         "diffusion.schedule": "nichol", "train.steps": 200, "train.batch_size": 16, "train.lr": 0.005,
+         "train.warmup": 10, "train.val_every": 200, "train.preview_every": 200, "train.val_pairs": 4,
          "train.previews": 2, "train.precision": "fp32", "sample.precision": "fp32"}
 
 
@@ -63,7 +65,7 @@ def study(root):
 
 @pytest.fixture(scope="module")
 def trained(study, tmp_path_factory):
-    """The folder of a network of 300 steps, and the table of its study."""
+    """The folder of a network of 200 steps, and the table of its study."""
     out = tmp_path_factory.mktemp("trained")
     return out, study(out, "--colour", "sky=200,120,60", "--guidance", "1", "--masks", 6, "--steps", 8)
 
@@ -157,7 +159,7 @@ def test_colours_by_name():
 
 
 def test_a_network_learns_to_follow_colours(trained):
-    """After 300 small steps classes are nearer to a colour that is asked for than to one that is not."""
+    """After 200 small steps classes are nearer to a colour that is asked for than to one that is not."""
     rows = {name: {column: value.split()[0] for column, value in row.items() if isinstance(value, str)}
             for name, row in trained[1].items()}
     for name in ("own", "another image", "single"):
@@ -168,23 +170,31 @@ def test_a_network_learns_to_follow_colours(trained):
 
 
 def test_the_study(study, trained, root, tmp_path, monkeypatch, capsys):
-    """A row for each guidance and source, judged; nothing is made twice; other settings are refused."""
+    """A row for each guidance and source, a plain network among them, judged; nothing is made twice, more guidances can
+    be added, and other settings are refused.
+    """
     judge, out = tmp_path / "judge" / "checkpoint.pt", tmp_path / "out"
     monkeypatch.setattr(sys, "argv", ["segmenter", "--root", str(root), "--arch", "lraspp_mobilenet_v3_large",
                                       "--steps", "1", "--batch-size", "2", "--out", str(judge.parent)])
     train_judge()
+    cfg = load_config(None, "toy", [f"{key}={value}" for key, value in (SMALL | {"data.root": root}).items()])
+    torch.manual_seed(0)
+    weights = build(cfg, 4, torch.device("cpu"))[0].state_dict()
+    save_checkpoint(tmp_path / "plain.pt", {"ema": weights, "step": 0, "config": cfg, "colorbook": CLASSES})
     out.mkdir()
     shutil.copy(trained[0] / "colour.pt", out)
-    options = ["--colour", "car=255,0,0", "--guidance", "1,2", "--masks", 3, "--steps", 2, "--judge", judge]
-    rows = study(out, *options)
-    names = ("none", "own", "another image", "single")
+    options = ["--colour", "car=255,0,0", "--masks", 3, "--steps", 2, "--judge", judge,
+               "--plain", tmp_path / "plain.pt"]
+    study(out, *options, "--guidance", "1")
+    rows = study(out, *options, "--guidance", "1,2")
+    names = ("none", "own", "another image", "single", "plain")
     assert list(rows) == [f"{name}, w = {w}" for w in (1, 2) for name in names]
     assert all(0 <= float(row["pixel accuracy"].split()[0]) <= 1 for row in rows.values())
     files = {path: path.stat().st_mtime_ns for path in out.glob("images/*/*.png")}
     assert {path.name for path in files if path.parent.name == "own"} == {
         f"scene_{stem}_w{w}_seed{i}.png" for i, stem in ((1, 600), (2, 602), (3, 605)) for w in (1, 2)}
-    assert len(files) == 2 * 4 * 3 and Image.open(out / "sheet.png").size[0] > 3 * 128
-    assert study(out, *options) == rows
+    assert len(files) == 2 * 5 * 3 and Image.open(out / "sheet.png").size[0] > 3 * 128
+    assert study(out, *options, "--guidance", "1,2") == rows
     assert {path: path.stat().st_mtime_ns for path in files} == files
     assert "| another image | 2 |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="delete it and"):
