@@ -1,6 +1,6 @@
 """Colours of a street: a palette rides with the mask, to keep the colours of a real image, or to ask for others.
 
-    python -m experiments.colour --preset toy --colour car=200,30,30 --judge runs/toy_judge/checkpoint.pt
+    python -m experiments.colour --preset toy --set train.steps=8000 --colour car=200,30,30
     python -m experiments.colour --preset idd_lite --colour vehicles=200,30,30 --judge runs/judge/checkpoint.pt \\
         --plain runs/idd_lite/checkpoint.pt
     python -m experiments.colour --checkpoint runs/colour_toy/colour.pt --mask my.png --colour car=200,30,30 \\
@@ -8,10 +8,11 @@
     python -m experiments.colour --checkpoint runs/colour_toy/colour.pt --mask street_mask.png \\
         --like evening.png --like-mask evening_mask.png
 
-The first two train a network, measure it on masks of test and draw a sheet: on two CPU cores the toy takes 15 minutes,
+The first two train a network, measure it on masks of test and draw a sheet: on two CPU cores the toy takes 20 minutes,
 IDD-Lite 75 (--minutes 20 trains for less). Ctrl-C loses nothing: the same command goes on. With --checkpoint it draws
 images, at half a second each: of the palette of a real image and its mask (--like: its own one keeps its colours, any
-other lends them), of single colours (--colour, which goes before --like), or of none. All into --out.
+other lends them), of single colours (--colour, which goes before --like), or of none. All into --out. The colour of a
+class is its mean, windows, wheels and shade included: a red car's is no full red.
 
 The table has a row for each guidance w and source of colours: none, the mask's own real image, another real image,
 --colour, and the network --plain. Masks and seeds are the same in all; [low, high] is 95 % over masks:
@@ -42,8 +43,8 @@ from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, fit_pair, read_image, to_uint8, unpack
 from ddpm import Diffusion, noise_like_seeds
-from evaluate import load_segmenter, mean_of, resample
-from experiments.drawing import draw_images, draw_in_batches, draw_jobs, interval, judge_columns
+from evaluate import mean_of, resample
+from experiments.drawing import draw_images, draw_in_batches, draw_jobs, interval, judge_columns, load_judge
 from experiments.score_sde import load_batches, parse_count, parse_numbers
 from experiments.training import autocast, fit, read
 from masks import Colorbook, one_hot, read_mask
@@ -224,7 +225,7 @@ def study(args):
     device, out = pick_device(cfg["device"]), args.out or Path(f"runs/colour_{Path(cfg['out']).name}")
     pairs, held_out = read_data(cfg, 0, 1, dry_run=False)
     test, colorbook = Pairs(cfg["data"]["root"], "test", pairs.size), pairs.colorbook
-    segment = load_segmenter(args.judge, colorbook, device) if args.judge else None
+    segment = load_judge(args.judge, colorbook, pairs.size, device)
     chosen = torch.linspace(0, len(test) - 1, min(args.masks, len(test))).round().long()
     x0, mask = unpack(test.planes[chosen], len(colorbook))
     sources = sources_of_colours(args, x0, mask, colorbook)

@@ -11,7 +11,7 @@ from tqdm import tqdm
 from checkpoint import pick_precision
 from dataset import to_uint8
 from ddpm import guided_eps, noise_like_seeds, sample
-from evaluate import in_batches, measure_features, measure_masks, resample
+from evaluate import in_batches, load_segmenter, measure_features, measure_masks, resample
 from experiments.training import autocast
 from sample import draw_sheet, file_of, plan, save, settings_of
 
@@ -66,6 +66,15 @@ def interval(values):
     """ "value [95 % interval]" of a number and its draws (1 + R,)."""
     low, high = torch.nanquantile(values[1:], values.new_tensor([0.025, 0.975])).tolist()
     return f"{values[0]:.3g} [{low:.3g}, {high:.3g}]"
+
+
+def load_judge(path, colorbook, size, device):
+    """evaluate.load_segmenter(), or None without a path; says where the judge was trained on images of another size."""
+    segment = load_segmenter(path, colorbook, device) if path else None
+    if segment and segment.image_size not in (None, list(size)):
+        print("{} was trained on images of {}x{}; in these, of {}x{}, it sees less".format(
+            path, *segment.image_size, *size))
+    return segment
 
 
 def judge_columns(segment, ids, real, generated, train, names):

@@ -1,14 +1,16 @@
 """When does latent space pay? A latent diffusion model of masks beside our pixel DDPM, at equal time.
 
-    python -m experiments.latent --preset idd_lite --set data.root=local/idd128/prepared --set data.size=[128,128] \\
-        --judge runs/judge128/checkpoint.pt                          three trainings and a table: 3.5 hours
-    python -m experiments.latent --preset toy --minutes 10,20        1.2 hours, without a judge
-    python -m experiments.latent --run runs/latent_idd_lite --mask masks/ --guidance 1,2       images, a second each
+    python -m data.idd_lite.prepare --source idd20k_lite --size 128x128 --out data/idd_lite/prepared128
+    python -m experiments.segmenter --root data/idd_lite/prepared128 --out runs/judge128
+    python -m experiments.latent --preset idd_lite --set data.root=data/idd_lite/prepared128 \\
+        --set data.size=[128,128] --judge runs/judge128/checkpoint.pt           three trainings, two tables: 195 minutes
+    python -m experiments.latent --preset toy --set data.size=[64,64] --minutes 10,20                  65 minutes
+    python -m experiments.latent --run runs/latent_prepared128 --mask masks/ --guidance 1,2            a second an image
 
 Three networks are trained one after the other: an autoencoder whose latents are a quarter of the image's height and
 width and go through a codebook (VQ-VAE); a U-Net with cross-attention that denoises latents, told the mask and which
 classes there are; and train.py's U-Net on pixels, for as long as these two together. Times are those of two CPU cores.
-Ctrl-C loses nothing: the same command goes on.
+Encoding the images once, a minute, is in none of these. Ctrl-C loses nothing: the same command goes on.
 
 The autoencoder is trained on L1 and 1 - SSIM at three scales, which stands in for VQ-GAN's perceptual term: the weights
 of VGG cannot be downloaded where this trains, and those of the judge must not train what it judges. SSIM needs none,
@@ -41,8 +43,8 @@ from checkpoint import pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, batches, contact_sheet, read_image, to_uint8, unpack
 from ddpm import Diffusion, dpm_solver, noise_like_seeds
-from evaluate import SSIM, load_segmenter
-from experiments.drawing import AT_ONCE, draw_images, draw_in_batches, draw_jobs, judge_columns
+from evaluate import SSIM
+from experiments.drawing import AT_ONCE, draw_images, draw_in_batches, draw_jobs, judge_columns, load_judge
 from experiments.latent_nets import F_DOWN, Autoencoder, LatentUNet, adversarial_losses, code_use, structure_loss
 from experiments.score_sde import load_batches, parse_count, parse_numbers
 from experiments.training import autocast, fit, read
@@ -274,14 +276,14 @@ def ways(args, results, nets, pixel, w):
 
 def study(args):
     """The three trainings, the two tables, and the sheet."""
-    cfg = load_config(args.config, args.preset, args.set)
+    cfg = load_config(args.config, args.preset, ["train.steps=1000000000", *args.set])  # --minutes is the limit
     device, run = pick_device(cfg["device"]), args.run or Path(f"runs/latent_{Path(cfg['out']).name}")
     if any(side % (8 * F_DOWN) for side in cfg["data"]["size"]):
         raise ValueError(f"data.size {cfg['data']['size']}: latents are a quarter of it, which the U-Net halves three "
                          "times: choose multiples of 32")
     pairs, held_out = read_data(cfg, 0, 1, dry_run=False)
     test, colorbook, K = Pairs(cfg["data"]["root"], "test", pairs.size), pairs.colorbook, len(pairs.colorbook)
-    segment = load_segmenter(args.judge, colorbook, device) if args.judge else None
+    segment = load_judge(args.judge, colorbook, pairs.size, device)
     autoencoder = train_autoencoder(cfg, args, pairs, held_out, run / "autoencoder.pt", device)
     net = train_latent(cfg, args, autoencoder, pairs, held_out, run / "latent.pt", device)
     seconds = {kind: read(run / f"{kind}.pt", kind)["seconds"] for kind in ("autoencoder", "latent")}
