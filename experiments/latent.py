@@ -245,7 +245,7 @@ def reconstruct(autoencoder, x0, device):
     """Images x0 (N, 3, H, W) through the autoencoder, (N, H, W, 3) uint8, and the ids of their codes."""
     images, ids = [], []
     for x in x0.split(16):
-        ids.append(autoencoder.quantizer.nearest(autoencoder.encode(x.to(device)).float()))
+        ids.append(autoencoder.quantizer.nearest(autoencoder.encode(x.to(device))))
         images.append(to_uint8(autoencoder.decode(autoencoder.quantizer.lookup(ids[-1])).float()))
     return np.concatenate(images), torch.cat(ids).cpu()
 

@@ -41,9 +41,10 @@ class Quantizer(nn.Module):
         self.register_buffer("revived", torch.zeros((), dtype=torch.long))  # how many were, the first ones included
 
     def nearest(self, z):
-        """The ids (B, h, w) of the codes nearest to latents z (B, dim, h, w)."""
-        flat = z.permute(0, 2, 3, 1).flatten(0, 2)
-        distance = self.codes.square().sum(dim=1) - 2 * flat @ self.codes.T  # and |z|^2, which is the same for all
+        """The ids (B, h, w) of the codes nearest to latents z (B, dim, h, w), in float32 whatever autocast says."""
+        flat = z.permute(0, 2, 3, 1).flatten(0, 2).float()
+        with torch.autocast(z.device.type, enabled=False):
+            distance = self.codes.square().sum(dim=1) - 2 * flat @ self.codes.T  # and |z|^2, which is the same for all
         return distance.argmin(dim=1).view(len(z), *z.shape[2:])
 
     def lookup(self, ids):
@@ -51,14 +52,12 @@ class Quantizer(nn.Module):
 
     def forward(self, z):
         """Codes (B, dim, h, w) through which the gradient passes unchanged, ids (B, h, w), and the commitment loss."""
-        with torch.autocast(z.device.type, enabled=False):
-            z = z.float()
-            if self.training:
-                self.update(z.detach())
-            ids = self.nearest(z)
-            codes = self.lookup(ids)
-            commitment = (z - codes).square().mean()
-            return z + (codes - z).detach(), ids, commitment
+        z = z.float()
+        if self.training:
+            self.update(z.detach())
+        ids = self.nearest(z)
+        codes = self.lookup(ids)
+        return z + (codes - z).detach(), ids, (z - codes).square().mean()
 
     @torch.no_grad()
     def update(self, z):
@@ -120,7 +119,7 @@ class Autoencoder(nn.Module):
 
     def decode_nearest(self, z):
         """Images of latents that lie beside the codes, as sampled ones do."""
-        return self.decode(self.quantizer.lookup(self.quantizer.nearest(z.float())))
+        return self.decode(self.quantizer.lookup(self.quantizer.nearest(z)))
 
 
 def adversarial_losses(patches, x, y):
@@ -146,8 +145,9 @@ def ssim(x, y):
         planes = F.conv2d(image.flatten(0, 1)[:, None], line.view(1, 1, 11, 1))
         return F.conv2d(planes, line.view(1, 1, 1, 11))
 
-    mean_x, mean_y = blur(x), blur(y)
-    var_x, var_y, covariance = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
+    with torch.autocast(x.device.type, enabled=False):  # variances are small differences, which bf16 does not have
+        mean_x, mean_y = blur(x), blur(y)
+        var_x, var_y, covariance = blur(x * x) - mean_x**2, blur(y * y) - mean_y**2, blur(x * y) - mean_x * mean_y
     c1, c2 = 0.01**2, 0.03**2
     likeness = (2 * mean_x * mean_y + c1) * (2 * covariance + c2)
     return (likeness / ((mean_x**2 + mean_y**2 + c1) * (var_x + var_y + c2))).mean()

@@ -129,6 +129,18 @@ def test_ssim_is_that_of_scikit_image():
     assert structure_loss(planes[0], planes[0]).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_half_precision_neither_picks_other_codes_nor_changes_ssim():
+    """Under autocast codes are the nearest in float32, and SSIM is that of float32."""
+    torch.manual_seed(0)
+    quantizer, z, x = Quantizer(500, 3).eval(), 10 + torch.randn(2, 3, 16, 16), torch.rand(1, 3, 32, 32)
+    quantizer.codes.copy_(10 + torch.randn(500, 3))
+    y = (x + 0.02 * torch.randn_like(x)).clamp(0, 1)
+    expected = quantizer.nearest(z), ssim(x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(quantizer.nearest(z), expected[0]) and torch.equal(quantizer(z)[1], expected[0])
+        torch.testing.assert_close(ssim(x, y), expected[1])
+
+
 def test_structure_counts_blur_more_than_l1_does():
     """Of two errors of equal L1, blur costs more structure than a shift of brightness."""
     torch.manual_seed(0)
