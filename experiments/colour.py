@@ -349,7 +349,7 @@ def main():
     add("--n", type=parse_count, default=4, help="images per mask; default: %(default)s")
     add("--seed", type=int, default=1, help="of the first image; default: %(default)s")
     add("--guidance", type=parse_numbers, default=[1.0, 2.0], metavar="W[,W...]",
-        help="1 keeps the colours best, more obeys the mask more strictly; default: 1,2")
+        help="1 keeps the colours of an image best; single ones far from it need 2 or 3; default: 1,2")
     add("--steps", type=parse_count, default=STEPS, help="of DPM-Solver++; default: %(default)s")
     add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"], help="with --checkpoint")
     command(run, parser.parse_args())
