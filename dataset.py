@@ -1,4 +1,9 @@
-"""Pairs of image and mask: match, fit, read, batch, augment."""
+"""Pairs of image and mask: match, fit, read, batch, augment, and cut out a part of one for editing.
+
+    pairs = Pairs("data/toy/prepared", "train", size=(64, 64))
+    loader = batches(pairs, batch_size=16, seed=0)           # endless
+    x0, mask = unpack(next(loader), len(pairs.colorbook))    # images in [-1, 1] and one-hot masks
+"""
 
 import hashlib
 import itertools
@@ -15,11 +20,13 @@ import torch
 import torch.nn.functional as F
 import torchvision.transforms.v2.functional as TF
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.v2 import InterpolationMode
 from tqdm import tqdm
 
-from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, open_image, read_mask
+from masks import UNLABELLED, Colorbook, one_hot, open_image, read_mask
 
-ORDER, FLIP, AUGMENT = range(3)  # each random stream begins its seed with a tag of its own: no two streams are equal
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
+ORDER, FLIP, AUGMENT = range(3)  # the seeds of batches() begin with one of these: no two random streams are equal
 
 
 def read_image(path):
@@ -37,8 +44,9 @@ def read_image(path):
 def fit(image, size, crop=None):
     """The centre of an image, resized to `size`: stretched only if the crop has another ratio.
 
-    image (H, W, 3) uint8 is resized bicubic with anti-aliasing, ids (H, W) uint8 NEAREST. size and crop are (height,
-    width); without a crop it is the largest window that has the ratio of `size`.
+    image     (H, W, 3) uint8, resized bicubic with anti-aliasing, or class ids (H, W) uint8, resized NEAREST
+    size      (height, width)
+    crop      (height, width) of the centre; without it the largest window that has the ratio of `size`
     """
     H, W = image.shape[:2]
     h, w = crop or (min(H, W * size[0] / size[1]), min(W, H * size[1] / size[0]))
@@ -60,34 +68,34 @@ def fit_pair(image, ids, size, crop, where):
 def prepare_edit(image, mask, changed, size):
     """A real image (H, W, 3), its new mask (H, W), and where to redraw it (H, W) bool, cut out for a network of `size`.
 
-    The window around the change has the network's size, or, where the change takes more than half of that, twice the
-    change's. A dict: image and mask as given, window (slices); and, in the network's size, what is in the window: real
-    (h, w, 3), ids (h, w), and keep (1, h, w) bool, which leaves a margin of 1/32 around the change.
+    The window around the change has the network's size, but is at least twice as large as the change. Returns a dict:
+    image and mask as given, window (slices); and, in the network's size, what is in the window: real (h, w, 3),
+    ids (h, w), and keep (1, h, w) bool, which is false where the change is and in a margin of 1/32 around it.
     """
     first, last = np.argwhere(changed).min(axis=0), np.argwhere(changed).max(axis=0) + 1
-    scale = max(1, *(2 * (last - first) / size))
+    scale = max(1.0, (2 * (last - first) / size).max())
     sides = np.minimum(np.round(scale * np.array(size)), changed.shape).astype(int)
     start = np.clip((first + last - sides) // 2, 0, changed.shape - sides)
     window = tuple(slice(a, a + n) for a, n in zip(start.tolist(), sides.tolist()))
-    extent = changed[window].shape
+    extent = changed[window].shape  # as the crop of fit(): the whole window, whatever its ratio
+    redraw = F.adaptive_max_pool2d(torch.from_numpy(changed[window])[None].float(), size)  # 1 where any pixel changed
     margin = max(1, min(size) // 32)
-    redraw = F.adaptive_max_pool2d(torch.from_numpy(changed[window])[None].float(), size)
     redraw = F.max_pool2d(redraw, 2 * margin + 1, 1, margin)
     return {"image": image, "mask": mask, "window": window, "real": fit(image[window], size, extent),
             "ids": fit(mask[window], size, extent), "keep": redraw == 0}
 
 
 def put_back(edit, drawn):
-    """The whole image with what was drawn, (h, w, 3) uint8, in its window; pixels that are kept stay bit for bit."""
+    """The whole image with what was drawn, (h, w, 3) uint8, in its window; pixels of weight 0 stay bit for bit."""
     image, window = edit["image"].copy(), edit["window"]
     extent = image[window].shape[:2]
-    new = F.interpolate((~edit["keep"])[None].float(), extent, mode="bilinear")[0, 0, :, :, None].numpy()
-    image[window] = np.round(new * fit(drawn, extent, drawn.shape[:2]) + (1 - new) * image[window])
+    weight = F.interpolate((~edit["keep"])[None].float(), extent, mode="bilinear")[0, 0, :, :, None].numpy()
+    image[window] = np.round(weight * fit(drawn, extent, drawn.shape[:2]) + (1 - weight) * image[window])
     return image
 
 
 def list_files(folder, ending=""):
-    """{stem: path} of the image files in a folder; `ending` stands between stem and suffix in the names that count.
+    """{stem: path} of the image files in a folder; with an ending such as "_gt", of NAME_gt.png: {NAME: path}.
 
     Stems are in Unicode form NFC; macOS writes é as e and an accent. Hidden files are left out. ValueError: no such
     folder, or two files of one stem.
@@ -96,8 +104,8 @@ def list_files(folder, ending=""):
         raise ValueError(f"{folder}: {'a file, expected a folder' if Path(folder).exists() else 'no such folder'}")
     files = {}
     for path in sorted(Path(folder).iterdir()):
-        visible = not path.name.startswith(".") and not path.is_dir()
-        if visible and path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
+        shown = not path.name.startswith(".") and not path.is_dir()
+        if shown and path.suffix.lower() in SUFFIXES and path.stem.endswith(ending):
             stem = unicodedata.normalize("NFC", path.stem.removesuffix(ending))
             if stem in files:
                 raise ValueError(f"{path} and {files[stem].name} have the same stem: rename or delete one of them")
@@ -164,47 +172,54 @@ class Pairs:
             H, W = ids.shape
             kept = min(H * w / (W * h), W * h / (H * w))  # the share of the pixels that fit() does not crop
             notes[kind + (" with soft edges" if snapped else "")] += 1
-            notes["enlarged (prepare the data with a larger --size)"] += H < h or W < w
-            notes[f"that lose more than a tenth to the crop to {h}x{w}"] += kept < 0.9
-            yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))
+            if H < h or W < w:
+                notes["enlarged (prepare the data with a larger --size)"] += 1
+            if kept < 0.9:
+                notes[f"that lose more than a tenth to the crop to {h}x{w}"] += 1
+            yield np.ascontiguousarray(np.dstack(fitted).transpose(2, 0, 1))  # for file.write()
         if bad:
-            more = [f"... and {len(bad) - 10} more"] * (len(bad) > 10)
+            listed = [*bad[:10], f"... and {len(bad) - 10} more"] if len(bad) > 10 else bad
             raise ValueError("\n".join([f"{self.folder}: {len(bad)} of {len(self)} pairs cannot be used; "
-                                        "fix or delete them:", *bad[:10], *more]))
-        print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items() if n))
+                                        "fix or delete them:", *listed]))
+        print(f"{self.folder}: {len(self)} pairs: " + ", ".join(f"{n} {note}" for note, n in notes.items()))
 
     def map_planes(self, shape):
-        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; when a file changes, the key does."""
-        state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for _, *pair in self.files for path in pair]
+        """Planes mapped from <split>/.planes_<H>x<W>_<key>, written if missing; the key changes when any file does."""
+        paths = [path for _, image, mask in self.files for path in (image, mask)]
+        state = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in paths]
         key = hashlib.sha256(repr((state, self.colorbook.classes)).encode()).hexdigest()[:12]
         path = self.folder / f".planes_{shape[2]}x{shape[3]}_{key}"
         partial = path.with_suffix(f".{secrets.token_hex(4)}")  # another process may be writing the same map
-        gb = math.prod(shape) / 2**30
+        gib = math.prod(shape) / 2**30
         try:
             if not path.exists():
                 with open(partial, "wb") as file:  # written, not mapped: on a full disk a mapping ends in a crash
-                    file.writelines(self.read())
+                    for planes in self.read():
+                        file.write(planes)
                 partial.replace(path)
         except OSError as error:
-            raise OSError(f"{path} cannot be written: {error}. Make room there for {gb:.1f} GiB, or hold the pairs in "
+            raise OSError(f"{path} cannot be written: {error}. Make room there for {gib:.1f} GiB, or hold the pairs in "
                           "memory with a larger data.memory_gb") from error
         finally:
             partial.unlink(missing_ok=True)
-        print(f"{self.folder}: {len(self)} pairs, {gb:.1f} GiB mapped from {path.name}")
+        print(f"{self.folder}: {len(self)} pairs, {gib:.1f} GiB mapped from {path.name}")
         return torch.from_file(str(path), size=math.prod(shape), dtype=torch.uint8).reshape(shape)
 
 
 def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical_flip, rotate, crop):
-    """Classical augmentation (Bozsó 2023, 2.1) of the planes (4, H, W) of a pair; each with probability p.
+    """Classical augmentation (the thesis, Bozsó 2023, 2.1) of the planes (4, H, W) of a pair, each with probability p.
 
-    Photometric, on the image: a factor from 1 - v to 1 + v for brightness, contrast and saturation, a shift from -hue
-    to hue (a turn is 1). Geometric, on both alike: a vertical flip if vertical_flip is true, a rotation by up to
-    `rotate` degrees, whose corners are black and unlabelled, and a window whose height and width are, each by itself,
-    crop to 1 times the image's, scaled back.
+    The first four change the image, the others image and mask alike. The horizontal flip is in batches().
+
+    brightness, contrast, saturation   v: multiplied by a factor in [1 - v, 1 + v]
+    hue                                shifted by up to this share of a full turn, either way
+    vertical_flip                      whether it may be turned upside down
+    rotate                             by up to so many degrees, either way; the corners are black and unlabelled
+    crop                               a window of [crop, 1] of the height and of the width, scaled back
     """
-    image, ids, mode = planes[:3], planes[3:], TF.InterpolationMode
-    factors = {TF.adjust_brightness: brightness, TF.adjust_contrast: contrast, TF.adjust_saturation: saturation}
-    for adjust, v in factors.items():
+    image, ids = planes[:3], planes[3:]
+    for adjust, v in ((TF.adjust_brightness, brightness), (TF.adjust_contrast, contrast),
+                      (TF.adjust_saturation, saturation)):
         if v and rng.random() < p:
             image = adjust(image, rng.uniform(1 - v, 1 + v))
     if hue and rng.random() < p:
@@ -213,34 +228,39 @@ def augment_pair(planes, rng, p, brightness, contrast, saturation, hue, vertical
         image, ids = image.flip(-2), ids.flip(-2)
     if rotate and rng.random() < p:
         angle = rng.uniform(-rotate, rotate)
-        image, ids = TF.rotate(image, angle, mode.BILINEAR), TF.rotate(ids, angle, mode.NEAREST, fill=UNLABELLED)
+        image = TF.rotate(image, angle, InterpolationMode.BILINEAR)
+        ids = TF.rotate(ids, angle, InterpolationMode.NEAREST, fill=UNLABELLED)
     if crop < 1 and rng.random() < p:
         H, W = planes.shape[1:]
         h, w = (round(side * rng.uniform(crop, 1)) for side in (H, W))
         box = (int(rng.integers(H - h + 1)), int(rng.integers(W - w + 1)), h, w)
-        image = TF.resized_crop(image, *box, [H, W], mode.BILINEAR, antialias=True)
-        ids = TF.resized_crop(ids, *box, [H, W], mode.NEAREST_EXACT)
+        image = TF.resized_crop(image, *box, [H, W], InterpolationMode.BILINEAR, antialias=True)
+        ids = TF.resized_crop(ids, *box, [H, W], InterpolationMode.NEAREST_EXACT)  # NEAREST is half a pixel off
     return torch.cat([image, ids])
 
 
 def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cpu", rank=0, ranks=1):
-    """Batches without end: planes (batch_size / ranks, 4, H, W) uint8 on the device, after the first `start` images.
+    """Batches without end: planes (batch_size / ranks, 4, H, W) uint8 on the device.
 
-    Every pair comes once per epoch, in a new order each; epochs run on without a short batch. flip is the probability
-    of a horizontal flip, augment the settings of augment_pair() or None. All depends on the seed and on how many images
-    came before, so a resumed run goes on where it stopped, and process `rank` of `ranks` gets its part of one batch.
-    The next batch is gathered while this one is used.
+    start      images that the training has seen before
+    flip       the probability of a horizontal flip
+    augment    the settings of augment_pair(), or None
+    rank       this process gets its part of each batch, `rank` of `ranks`
+
+    Every pair comes once per epoch, in a new order each; epochs run on without a short batch. All depends on the seed
+    and on how many images came before, so a resumed run goes on where it stopped, where a DataLoader would begin its
+    epoch again. The next batch is gathered while this one is used.
     """
     mine = slice(rank * batch_size // ranks, (rank + 1) * batch_size // ranks)
 
-    @lru_cache(maxsize=2)
+    @lru_cache(maxsize=2)  # a batch may lie in two epochs
     def order(epoch):
         return np.random.default_rng([ORDER, seed, epoch]).permutation(len(pairs))
 
     def gather(first):
         positions = range(first, first + batch_size)[mine]  # among all images since the start of the training
         chosen = [int(order(position // len(pairs))[position % len(pairs)]) for position in positions]
-        planes = pairs.planes[chosen]
+        planes = pairs.planes[chosen]  # a copy
         if augment and augment["p"] > 0:
             for i, position in enumerate(positions):
                 planes[i] = augment_pair(planes[i], np.random.default_rng([AUGMENT, seed, position]), **augment)
@@ -250,18 +270,19 @@ def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cp
 
     with ThreadPoolExecutor(1) as thread:
         ahead = thread.submit(gather, start)
-        for first in itertools.count(start + batch_size, batch_size):
+        for next_first in itertools.count(start + batch_size, batch_size):
             planes = ahead.result()
-            ahead = thread.submit(gather, first)
+            ahead = thread.submit(gather, next_first)
             yield planes.to(device, non_blocking=True)
 
 
 def unpack(planes, num_classes):
     """Planes (B, 4, H, W) uint8 to images (B, 3, H, W) in [-1, 1] and one-hot masks (B, K, H, W), both float32.
 
-    num_classes is K, or 0 for a network without masks: None then.
+    Where num_classes is 0, as of a network without masks, the mask is None.
     """
-    return planes[:, :3].float() / 127.5 - 1, one_hot(planes[:, 3], num_classes) if num_classes else None
+    x0 = planes[:, :3].float() / 127.5 - 1
+    return x0, (one_hot(planes[:, 3], num_classes) if num_classes else None)
 
 
 def to_uint8(x):
@@ -272,7 +293,7 @@ def to_uint8(x):
 def contact_sheet(rows, titles=(), least=128):
     """Rows of equally large (H, W, 3) uint8 images as one PIL image, enlarged so that each side is `least` or more."""
     H, W = rows[0][0].shape[:2]
-    scale, gap, top = -(-least // min(H, W)), 4, 18 * bool(titles)
+    scale, gap, top = math.ceil(least / min(H, W)), 4, 18 if titles else 0
     cell_h, cell_w = H * scale + gap, W * scale + gap
     sheet = Image.new("RGB", (cell_w * max(map(len, rows)) + gap, cell_h * len(rows) + gap + top), "white")
     for r, row in enumerate(rows):

@@ -1,9 +1,9 @@
 """How good are the generated images: do they obey the mask, and do they look real?
 
     python evaluate.py --real data/idd_lite/prepared/test --fake out               what needs no segmenter
-    python evaluate.py --real test --fake out --segmenter runs/judge/checkpoint.pt and whether the masks were obeyed
-    python evaluate.py --real test --fake out --segmenter facebook/mask2former-swin-large-cityscapes-semantic
-    python evaluate.py --real test --fake out --train train                        and whether images were copied
+    python evaluate.py ... --segmenter runs/judge/checkpoint.pt                    and whether the masks were obeyed
+    python evaluate.py ... --segmenter facebook/mask2former-swin-large-cityscapes-semantic
+    python evaluate.py ... --train data/idd_lite/prepared/train                    and whether images were copied
 
 --real is a split of a prepared data set; --fake is what sample.py wrote, or any folder of <stem>.png or <stem>_<k>.png.
 Every number goes to the screen and to report.json, with its interval, what it means and what it cannot tell.
@@ -35,7 +35,7 @@ from masks import UNLABELLED, Colorbook, open_image
 MEANING = {  # of a number, or of a part of its name: what it says; what it cannot tell
     "generated / mask": "does the image show what its mask asked for? The segmenter's own mistakes count too",
     "real / mask": "the ceiling, what this segmenter reaches on real images; where it is low, no score says much",
-    "generated / real": "what it sees in both, as in the thesis; a mistake in both counts as agreement",
+    "generated / real": "what it sees in both, as in the thesis (Bozsó 2023); a mistake in both counts as agreement",
     "share of the ceiling": "generated / mask over real / mask; cannot tell whether the images look real",
     "pixel accuracy": "share of pixels in the right class, of all images together; large classes hide small ones",
     "IoU": "pixels of a class in both over those in either, of all images together; 0 = no pixel in common",
@@ -47,14 +47,15 @@ MEANING = {  # of a number, or of a part of its name: what it says; what it cann
     "Frechet distance, segmenter features": "as FID, of its last feature map; compare at equal N and segmenter only",
     "Frechet distance, segmenter features, floor": "the same of as many --train images: what real images would get",
     "distance within a mask": "root mean square of grey levels between its images, at 32x32; noise is difference too",
-    "distance between real images": "the scale for the line above; their masks differ too",
-    "nearest training image": "in grey levels at 32x32; far below the next line = copied; copied details do not show",
-    "nearest training image, of real ones": "the scale for the line above: images that nobody copied",
+    "distance between real images": "the scale for 'distance within a mask'; their masks differ too",
+    "nearest training image": "in grey levels at 32x32; far below that of real ones = copied; details do not show",
+    "nearest training image, of real ones": "the scale for 'nearest training image': images that nobody copied",
 }
 INTERVAL = ("95 % of the values when masks are drawn anew with all their images: how much the choice of them matters, "
             "not the training, its seed or the segmenter. Repeated images raise FID and Frechet distance: see how "
             "wide it is, not where")
-SSIM = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}  # window: 11x11
+SSIM_OPTIONS = {  # as in Wang et al. 2004: a Gaussian window of 11x11
+    "gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False, "data_range": 255}
 
 # ------------------------------------------------------------------------------------------- from folders to images
 
@@ -76,16 +77,18 @@ def mask_of(name, stems):
 
 
 def find_generated(folder, stems, guidance):
-    """The generated images of one guidance, [(stem of its mask, path)]; without `stems` of masks all, with stem None.
+    """The generated images of one guidance, [(stem of its mask, path)]; all of them, with stem None, if stems is empty.
 
-    guidance is that of sample.py's names; None where there is but one. ValueError: none of these masks or guidance.
+    guidance is the w in sample.py's names, and may be None if all have the same. ValueError: no image of these masks,
+    or none of this guidance.
     """
     found, orphans = {}, []
     for name, path in find_images(folder).items():
-        stem, w = mask_of(name, stems), re.search(r"_w([\d.e+-]+)_seed\d+$", name)
+        stem = mask_of(name, stems)
         if stems and stem is None:
             orphans.append(name)
         else:
+            w = re.search(r"_w([\d.e+-]+)_seed\d+$", name)
             found.setdefault(float(w[1]) if w else None, []).append((stem, path))
     if not found:
         raise ValueError(f"{folder}: no image has the name of a mask ({', '.join(stems[:3])}, ...); expected <stem>, "
@@ -93,7 +96,7 @@ def find_generated(folder, stems, guidance):
     if orphans:
         print(f"{folder}: {len(orphans)} image(s) without a mask left out: {', '.join(orphans[:10])}")
     if guidance is None and len(found) == 1:
-        guidance, = found
+        [guidance] = found
     if guidance not in found:
         raise ValueError(f"{folder}: images of guidance {', '.join(map(str, found))}: choose one with --guidance W")
     return found[guidance]
@@ -125,9 +128,11 @@ def normalise(images):
 def load_segmenter(name, colorbook, device):
     """The judge: a function from images (B, 3, H, W) uint8 to class ids (B, H, W) uint8 of the colorbook.
 
-    name is a checkpoint of experiments/segmenter.py, or a Mask2Former of transformers. The function's image_size is
-    the [H, W] of its training images, or None; its `features` gives (B, C), the backbone's last feature map averaged
-    over the image, and is None for a Mask2Former. ValueError where it has no label of the name of a class.
+    name         a checkpoint of experiments/segmenter.py, or a Mask2Former of transformers
+    .image_size  of the function: [H, W] of the images that it was trained on, or None
+    .features    of the function: another one, from images to (B, C), the mean of the backbone's last feature map over
+                 the image; None for a Mask2Former
+    ValueError: no segmenter, or one that lacks a class of the colorbook.
     """
     state, processor = {}, None
     try:
@@ -153,10 +158,11 @@ def load_segmenter(name, colorbook, device):
                          f"{colorbook.source}. Train one on these classes (python -m experiments.segmenter)")
     chosen = [labels.index(label) for label in colorbook.names]  # they alone compete; the winner's place is its id
 
-    def prepare(images):
+    def prepare(images):  # for a checkpoint's net: images are enlarged to the size that it takes
         x = F.interpolate(images.float(), size=state["size"], mode="bilinear", antialias=True)
         return normalise(x).to(device)
 
+    @torch.no_grad()
     def features(images):
         return list(net.backbone(prepare(images)).values())[-1].mean((2, 3)).cpu()
 
@@ -182,7 +188,7 @@ def load_inception(weights, device):
         if weights:  # torch-fidelity would run whatever is pickled in it; this refuses anything but tensors
             torch.load(weights, map_location="cpu", weights_only=True)
         net = create_feature_extractor("inception-v3-compat", ["64", "2048"], cuda=False,
-                                       feature_extractor_weights_path=weights)
+                                       feature_extractor_weights_path=weights)  # cuda is its only other device
     except URLError as error:
         print(f"FID and KID are left out, for want of Inception's weights ({error}). Where there is a network, get "
               f"{URL_INCEPTION_V3} and give the file with --inception-weights FILE")
@@ -195,8 +201,9 @@ def load_inception(weights, device):
 
 
 # ----------------------------------------------------------------------------------------------------- numbers
-# A draw of the bootstrap is a row of counts: how often each image is taken. Row 0 takes every image once. Each metric
-# takes counts (R, n) and returns (R,): its value, and that of each draw.
+# A draw of the bootstrap is a row of counts: how often each image is taken. The first row takes every image once. Each
+# measure_*() takes counts (R, n), or both_counts, a pair of them for real and generated images, and returns {name of a
+# number: (R,)}, its value and that of each draw.
 
 
 def resample(n, m, real_index, times=1000):
@@ -207,8 +214,12 @@ def resample(n, m, real_index, times=1000):
     sets are drawn.
     """
     rng = np.random.default_rng(0)
-    real, generated = (np.concatenate([np.ones((1, k)), rng.multinomial(k, [1 / k] * k, times)]) for k in (n, m))
-    return torch.from_numpy(real), torch.from_numpy(generated if real_index is None else real[:, real_index])
+
+    def draw(k):
+        return torch.from_numpy(np.concatenate([np.ones((1, k)), rng.multinomial(k, [1 / k] * k, times)]))
+
+    real = draw(n)
+    return real, draw(m) if real_index is None else real[:, real_index]
 
 
 def confusion_matrix(true_ids, predicted_ids, num_classes):
@@ -222,7 +233,7 @@ def scores(confusion):
     """Pixel accuracy, mean IoU, and IoU (..., K) float64 per class, of confusion matrices (..., K, K).
 
     IoU = tp / (tp + fp + fn), as Cityscapes' own script and torchmetrics have it: 0 for a class that is predicted and
-    not there, NaN and out of the mean only where neither has it. Pixels unlabelled in the truth count for nothing.
+    not there, NaN and out of the mean only where neither has it.
     """
     confusion = confusion.double()
     hit, true, predicted = confusion.diagonal(dim1=-2, dim2=-1), confusion.sum(-1), confusion.sum(-2)
@@ -237,7 +248,7 @@ def mean_of(values, counts):
 
 def mean_of_pairs(matrix, counts):
     """Means (R,) of matrix (n, n) over pairs of different images; copies of an image make no pair."""
-    matrix = matrix - matrix.diag().diag()
+    matrix = matrix - matrix.diag().diag()  # 0 for each with itself
     return ((counts @ matrix) * counts).sum(1) / (counts.sum(1).square() - counts.square().sum(1))
 
 
@@ -245,14 +256,15 @@ def frechet_distance(x, y, x_counts, y_counts):
     """FID (Heusel et al. 2017) of features x (n, D) and y (m, D) float64, each as often as counts (n,) and (m,) say.
 
     With covariances A'A and B'B (A has a row for each image), the trace of (A'A B'B)^1/2 is the sum of the singular
-    values of AB', a matrix of images by images rather than of features by features.
+    values of AB', and so no square root of a matrix is needed.
     """
     means, roots = [], []
     for features, counts in ((x, x_counts), (y, y_counts)):
-        features, counts = features[counts > 0], counts[counts > 0, None]
-        means.append((counts * features).sum(0) / counts.sum())
-        # A = QR with Q'Q = 1, so R'R = A'A: R serves as well as A, and has at most D rows
-        roots.append(torch.linalg.qr((counts / (counts.sum() - 1)).sqrt() * (features - means[-1]), "r").R)
+        drawn, times = features[counts > 0], counts[counts > 0, None]
+        mean = (times * drawn).sum(0) / times.sum()
+        A = (times / (times.sum() - 1)).sqrt() * (drawn - mean)
+        means.append(mean)
+        roots.append(torch.linalg.qr(A, "r").R)  # A = QR with Q'Q = 1, so R'R = A'A, and R has at most D rows
     spread = sum(root.square().sum() for root in roots) - 2 * torch.linalg.svdvals(roots[0] @ roots[1].T).sum()
     return (means[0] - means[1]).square().sum() + spread
 
@@ -266,14 +278,14 @@ def kernel_distance(x, y, x_counts, y_counts):
 
 @torch.no_grad()
 def in_batches(function, images, title):
-    """A function of images (B, 3, H, W) uint8, of all images (N, H, W, 3), 16 at a time."""
+    """function(images), joined, of batches (16, 3, H, W) of the images (N, H, W, 3) uint8."""
     batches = torch.from_numpy(images).permute(0, 3, 1, 2).split(16)
     return torch.cat([function(batch) for batch in tqdm(batches, desc=title, unit="batch", leave=False)])
 
 
-def measure_masks(mask, real, generated, counts, names):
+def measure_masks(mask, in_real, in_generated, counts, names):
     """Were the masks obeyed? Three arrays of ids (m, H, W): the masks, and what the segmenter sees in the images."""
-    numbers, ids = {}, {"mask": mask, "real": real, "generated": generated}
+    numbers, ids = {}, {"mask": mask, "real": in_real, "generated": in_generated}
     for column in ("generated / mask", "real / mask", "generated / real"):
         seen, true = column.split(" / ")
         pairs = zip(torch.from_numpy(ids[true]), torch.from_numpy(ids[seen]))
@@ -289,33 +301,37 @@ def measure_masks(mask, real, generated, counts, names):
 
 
 def measure_ssim(columns, counts, colorbook):
-    """SSIM of the columns "real" and "generated", (m, H, W, 3); a sheet of eight pairs from the lowest to the highest.
+    """SSIM of the columns "real" and "generated", (m, H, W, 3), and a sheet of all columns, eight rows by rank in SSIM.
     """
     pairs = zip(columns["real"], tqdm(columns["generated"], desc="SSIM", unit="pair", leave=False))
-    ssim = torch.tensor([structural_similarity(*pair, channel_axis=-1, **SSIM) for pair in pairs])
+    ssim = torch.tensor([structural_similarity(*pair, channel_axis=-1, **SSIM_OPTIONS) for pair in pairs])
     rows = ssim.argsort()[torch.linspace(0, len(ssim) - 1, min(8, len(ssim))).round().long()].numpy()
     # class ids (H, W) are painted, images (H, W, 3) shown as they are
     shown = [[colorbook.paint(x) if x.ndim == 2 else x for x in column[rows]] for column in columns.values()]
     return {"SSIM": mean_of(ssim, counts)}, contact_sheet(list(zip(*shown)), list(columns))
 
 
-def frechet_draws(x, y, counts):
+def frechet_draws(x, y, both_counts):
     """frechet_distance() of all images and of 100 draws, (101,); more would take too long."""
-    draws = tqdm(list(zip(*counts))[:101], desc="Frechet distance", leave=False)
+    draws = tqdm(list(zip(*both_counts))[:101], desc="Frechet distance", leave=False)
     return torch.stack([frechet_distance(x, y, *draw) for draw in draws])
 
 
-def measure_inception(real, generated, counts, inception):
+def measure_inception(real, generated, both_counts, inception):
     """FID at two of Inception's layers, and KID."""
-    x, y = (in_batches(inception, images, "Inception").double().split([64, 2048], 1) for images in (real, generated))
-    early, late = (frechet_draws(a, b, counts) for a, b in zip(x, y))
-    return {"FID, layer 64": early, "FID, layer 2048": late, "KID": kernel_distance(x[1], y[1], *counts)}
+    (x64, x2048), (y64, y2048) = (
+        in_batches(inception, images, "Inception").double().split([64, 2048], 1) for images in (real, generated))
+    return {"FID, layer 64": frechet_draws(x64, y64, both_counts),
+            "FID, layer 2048": frechet_draws(x2048, y2048, both_counts),
+            "KID": kernel_distance(x2048, y2048, *both_counts)}
 
 
-def measure_features(real, generated, train, counts, features):
+def measure_features(real, generated, train, both_counts, features):
     """Frechet distance in the segmenter's features; its floor, at the same N, if there are as many images of train."""
-    name, x = "Frechet distance, segmenter features", in_batches(features, real, "features, real").double()
-    numbers = {name: frechet_draws(x, in_batches(features, generated, "features, generated").double(), counts)}
+    name = "Frechet distance, segmenter features"
+    x = in_batches(features, real, "features, real").double()
+    y = in_batches(features, generated, "features, generated").double()
+    numbers = {name: frechet_draws(x, y, both_counts)}
     if train is not None and len(train) >= len(generated):
         some = np.random.default_rng(0).choice(len(train), len(generated), replace=False)
         y = in_batches(features, train[some], "features, train").double()
@@ -331,24 +347,25 @@ def thumbnails(images):
 
 def measure_diversity(x, y, real_index, real_counts):
     """How different are the images of one mask? x (n, D) and y (m, D): thumbnails of real and generated images."""
-    several = np.flatnonzero(np.bincount(real_index) > 1)
-    if not len(several):
+    with_several = np.flatnonzero(np.bincount(real_index) > 1)  # the masks
+    if not len(with_several):
         return {}
-    of_mask = torch.from_numpy(real_index == several[:, None]).double()  # a row per mask: 1 for its images
-    within = mean_of_pairs(torch.cdist(y, y), of_mask)
-    numbers = {"distance within a mask": mean_of(within, real_counts[:, several])}
+    images_of = torch.from_numpy(real_index == with_several[:, None]).double()  # a row per mask: 1 for its images
+    within = mean_of_pairs(torch.cdist(y, y), images_of)
+    numbers = {"distance within a mask": mean_of(within, real_counts[:, with_several])}
     if len(x) > 1:
         numbers["distance between real images"] = mean_of_pairs(torch.cdist(x, x), real_counts)
     return numbers
 
 
-def measure_copies(x, y, generated, train, counts):
-    """Were images of train copied? x, y as above; also a sheet of the eight nearest."""
+def measure_copies(x, y, generated, train, both_counts):
+    """Were images of train copied? x (n, D) and y (m, D): thumbnails of real and generated images. Also a sheet."""
+    real_counts, generated_counts = both_counts
     train = np.concatenate([train, train[:, :, ::-1]])  # training may mirror images
     learnt = thumbnails(train)
     distance, nearest = torch.cdist(y, learnt).min(1)
-    numbers = {"nearest training image": mean_of(distance, counts[1]),
-               "nearest training image, of real ones": mean_of(torch.cdist(x, learnt).amin(1), counts[0])}
+    numbers = {"nearest training image": mean_of(distance, generated_counts),
+               "nearest training image, of real ones": mean_of(torch.cdist(x, learnt).amin(1), real_counts)}
     rows = [[generated[j], train[nearest[j]]] for j in distance.argsort()[:8]]
     return numbers, contact_sheet(rows, ["generated", "nearest in training"])
 
@@ -361,31 +378,33 @@ def evaluate(args):
 
     # the images, all at the size of the first generated one
     size = read_image(next(iter(find_images(args.fake).values()))).shape[:2]
-    pairs = Pairs(split.parent, split.name, size, memory_gb=math.inf)
+    pairs = Pairs(split.parent, split.name, size, memory_gb=math.inf)  # in memory: no map is written beside them
     stems = [] if args.unpaired else [stem for stem, *_ in pairs.files]
     files = find_generated(args.fake, stems, args.guidance)
     generated = read_images([path for _, path in files], size)
     train = read_images(list(find_images(args.train).values()), size) if args.train else None
-    planes, real_index = pairs.planes.permute(0, 2, 3, 1).numpy(), None
-    if stems:  # real_index (m,): the number of its real image for each generated one
-        used, real_index = np.unique([stems.index(stem) for stem, _ in files], return_inverse=True)
-        planes = planes[used]
+    planes = pairs.planes.permute(0, 2, 3, 1).numpy()
+    real_index = None  # (m,): for each generated image the number of its real one
+    if stems:
+        have_fakes, real_index = np.unique([stems.index(stem) for stem, _ in files], return_inverse=True)
+        planes = planes[have_fakes]
     real, ids = planes[..., :3], planes[..., 3]
     print(f"{len(real)} real, {len(generated)} generated images of {size[0]}x{size[1]}")
 
     # what judges them
-    segment, warnings = None, []
+    segment, warning = None, ""
     if args.segmenter:
         segment = load_segmenter(args.segmenter, pairs.colorbook, device)
         if segment.image_size not in (None, list(size)):
-            warnings.append("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at "
-                            "equal sizes only".format(args.segmenter, *segment.image_size, *size))
+            warning = ("{} was trained on images of {}x{}; in these, of {}x{}, it sees less: compare scores at equal "
+                       "sizes only").format(args.segmenter, *segment.image_size, *size)
     inception = load_inception(args.inception_weights, device)
     out.mkdir(parents=True, exist_ok=True)
 
-    # the numbers, each with its draws: of pairs, of whole sets, of copies
+    # the numbers: of pairs, of whole sets, of copies of training images
     numbers, sheets = {}, {"at_a_glance.png": None, "nearest_training.png": None}
-    counts = real_counts, generated_counts = resample(len(real), len(generated), real_index)
+    both_counts = resample(len(real), len(generated), real_index)
+    real_counts, generated_counts = both_counts
     real_small, generated_small = thumbnails(real), thumbnails(generated)
     if stems:
         columns = {"mask": ids[real_index], "real": real[real_index], "generated": generated}
@@ -398,19 +417,19 @@ def evaluate(args):
         numbers |= ssim | measure_diversity(real_small, generated_small, real_index, real_counts)
     if min(len(real), len(generated)) > 1:  # one image has no covariance
         if inception:
-            numbers |= measure_inception(real, generated, counts, inception)
+            numbers |= measure_inception(real, generated, both_counts, inception)
         if segment and segment.features:
-            numbers |= measure_features(real, generated, train, counts, segment.features)
+            numbers |= measure_features(real, generated, train, both_counts, segment.features)
     if args.train:
         copies, sheets["nearest_training.png"] = measure_copies(
-            real_small, generated_small, generated, train, counts)
+            real_small, generated_small, generated, train, both_counts)
         numbers |= copies
-    write(out, numbers, sheets, {
-        "n": f"{len(real)} real, {len(generated)} generated", "interval": INTERVAL, "warnings": warnings, "size": size,
+    write_report(out, numbers, sheets, {
+        "n": f"{len(real)} real, {len(generated)} generated", "interval": INTERVAL, "warning": warning, "size": size,
         "generated with": open_image(files[0][1]).info.get("settings"), "settings": vars(args), "device": str(device)})
 
 
-def write(out, numbers, sheets, about):
+def write_report(out, numbers, sheets, about):
     """The report, on the screen and as files in `out`."""
     report, meanings = {}, {}
     for name, values in numbers.items():
@@ -421,16 +440,16 @@ def write(out, numbers, sheets, about):
         report[name] = {"value": value if math.isfinite(value) else None,
                         "interval": [low, high] if low < high < math.inf else None,
                         "meaning": "; ".join(meaning.values())}
-        print(f"{name:44} {value:9.4f}" + f"  [{low:.4f}, {high:.4f}]" * (low < high))
+        print(f"{name:44} {value:9.4f}" + (f"  [{low:.4f}, {high:.4f}]" if low < high else ""))
     print(f"\n[low, high]: {INTERVAL}\n")
     print("\n".join(f"{part}: {meaning}" for part, meaning in meanings.items()))
-    print("".join(f"\nWARNING: {warning}" for warning in about["warnings"]))
-    text = json.dumps({"numbers": report} | about, indent=1, default=str)
+    if about["warning"]:
+        print(f"\nWARNING: {about['warning']}")
     for name, sheet in sheets.items():
-        (out / name).unlink(missing_ok=True)
+        (out / name).unlink(missing_ok=True)  # of an earlier evaluation
         if sheet:
             sheet.save(out / name)
-    (out / "report.json").write_text(text)
+    (out / "report.json").write_text(json.dumps({"numbers": report} | about, indent=1, default=str))
     print(f"\n{out}: {', '.join(sorted(path.name for path in out.iterdir()))}")
 
 

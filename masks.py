@@ -17,9 +17,8 @@ import torch.nn.functional as F
 from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 UNLABELLED = 255
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".gif", ".webp", ".tif", ".tiff")
 REACH = 20  # a colour within this Euclidean distance of a class's (0..255 a channel) is taken for it
-LARGEST = 2**20  # pixels: of a larger drawing with soft edges, only every 2nd, 3rd, ... row and column is snapped
+MOST_SNAPPED = 2**20  # pixels; of a larger drawing only every 2nd (3rd, ...) row and column is looked at for soft edges
 
 
 class Colorbook:
@@ -49,7 +48,8 @@ class Colorbook:
             if ".pt" in Path(path).suffixes:  # checkpoint.pt.previous too
                 pairs = torch.load(path, map_location="cpu", weights_only=True, mmap=True)["colorbook"].items()
             else:
-                pairs = json.loads(Path(path).read_text(encoding="utf-8"), object_pairs_hook=list)
+                text = Path(path).read_text(encoding="utf-8")
+                pairs = json.loads(text, object_pairs_hook=list)  # a dict would lose a class that is there twice
             if len(dict(pairs)) < len(pairs):
                 raise ValueError(f"a class stands in it twice: {[name for name, _ in pairs]}")
             return cls(dict(pairs), path)
@@ -70,7 +70,7 @@ class Colorbook:
 
 
 def open_image(path):
-    """An image file as a PIL image, read to its end, turned as its EXIF says. ValueError names file and remedy."""
+    """An image file as a PIL image, checked to its end, turned as its EXIF says. ValueError names file and remedy."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: No such file in {Path(path).absolute().parent}; expected an image. Check the name")
     try:
@@ -83,36 +83,36 @@ def open_image(path):
             ImageOps.exif_transpose(image, in_place=True)
         return image
     except Exception as error:  # Pillow raises many kinds for a broken file
-        size = f" ({Path(path).stat().st_size:,} bytes)" if Path(path).is_file() else ""
-        raise ValueError(f"{path}{size}: not readable as an image: {error}; expected one complete image of at most "
-                         f"{Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it down if it is larger, a mask "
-                         "without smoothing") from error
+        raise ValueError(f"{path} ({Path(path).stat().st_size:,} bytes): not readable as an image: {error}; expected "
+                         f"one complete image of at most {Image.MAX_IMAGE_PIXELS:,} pixels. Save it as a PNG. Scale it "
+                         "down if it is larger, a mask without smoothing") from error
 
 
 def read_mask(path, colorbook):
     """A mask file as class ids.
 
     Returns ids (H, W) uint8 (0..K-1, or 255 unlabelled), what the file was ("palette", "ids" or "colours"), and the
-    share 0..1 of pixels whose colour was off and had to be snapped to a class. Unlabelled is what is transparent and,
-    in colours, black if no class is black and white if none is nearly white.
+    share 0..1 of pixels whose colour was off and had to be snapped to a class. Unlabelled is what is transparent; in
+    colours also black, unless a class is black, and white, unless a class is nearly white.
     ValueError: unknown colours or ids, how many pixels have them, and the nearest class.
     """
     image = open_image(path)
     with open(path, "rb") as file:
-        bits = file.read(25)[24] if image.format == "PNG" else 8  # Pillow scales grey of 2 and 4 bits to 0..255
-    inexact = bits < 8 or "jpeg" in (image.format.lower(), image.info.get("compression"))
+        # the bits a channel in a PNG's header; Pillow scales grey of 2 and 4 bits to 0..255, so that ids would be lost
+        bits = file.read(25)[24] if image.format == "PNG" else 8
+    inexact = bits < 8 or "jpeg" in (image.format.lower(), image.info.get("compression"))  # grey is not what was saved
     if image.mode not in ("P", "L", "RGB", "RGBA") or (image.mode == "L" and inexact):
         raise ValueError(f"{path}: {image.format} of mode {image.mode}; expected a palette, RGB(A), or exact ids in "
                          "grey. Save it as an 8-bit PNG")
     rgba, values = np.array(image.convert("RGBA")), np.array(image)
     opaque = rgba[..., 3] >= 128
     kind = "ids" if image.mode == "L" else "colours"
-    if image.mode == "P":  # ids if the palette says so, else colours that happen to be stored with a palette
+    if image.mode == "P":  # ids if its palette is that of the colorbook or of greys, else colours stored as a palette
         shown = np.frombuffer(bytes(image.getpalette("RGB")).ljust(768, b"\0"), np.uint8).reshape(256, 3)
         same = (shown == colorbook.palette).all(axis=1)  # is the id shown in the colour of its class?
         same[UNLABELLED] = True  # it may be shown in any colour
         if (shown == np.arange(256)[:, None]).all():
-            kind = "ids"  # shown as greys
+            kind = "ids"
         elif same[values[opaque]].all():
             kind = "palette"
     if kind == "colours":
@@ -124,7 +124,7 @@ def read_mask(path, colorbook):
 
 
 def check_ids(ids, colorbook, path):
-    """ids as they are, or a ValueError where one is neither a class nor 255."""
+    """The ids as they are, unless one is neither a class nor 255: ValueError."""
     values, counts = np.unique(ids[(ids >= len(colorbook)) & (ids != UNLABELLED)], return_counts=True)
     if len(values):
         listed = ", ".join(f"{v} ({n} pixels)" for v, n in zip(values[:8], counts))
@@ -134,13 +134,15 @@ def check_ids(ids, colorbook, path):
 
 
 def check_grey(values, colorbook, path):
-    """ValueError if grey values may be colours: black, white, or those of classes, of which one has another id.
+    """ValueError if the grey values of a mask that should hold ids look like painted colours.
 
-    For example, where building is (70, 70, 70) and class 2: {0, 70, 255} was probably painted, {0, 2, 255} are ids.
+    They do if each is black, white or the colour of a class, and that class has another id. For example, where building
+    is (70, 70, 70) and class 2: {0, 70, 255} was probably painted, {0, 2, 255} are ids.
     """
     greys = {r: k for k, (r, g, b) in enumerate(colorbook.colors.tolist()) if r == g == b}
-    meant = {v: greys[v] for v in values if v in greys}
-    if meant and {0, 255, *meant} >= set(values) and any(meant.get(v, UNLABELLED) != v for v in values):
+    meant = {v: greys[v] for v in values if v in greys}  # as colours: {value: id}
+    all_are_colours = meant and {0, 255, *meant} >= set(values)
+    if all_are_colours and any(meant.get(v, UNLABELLED) != v for v in values):
         listed = ", ".join(f"{v} is the colour of {colorbook.names[k]!r}" for v, k in meant.items())
         raise ValueError(f"{path}: grey values that may be colours or ids: {listed}. Expected ids. Save it as an 8-bit "
                          "PNG, in RGB if these are colours, with a palette if they are ids")
@@ -149,8 +151,8 @@ def check_grey(values, colorbook, path):
 def read_colors(rgb, colorbook, path):
     """Colours (H, W, 3) uint8 to ids (H, W) uint8, and the share of pixels that were snapped. ValueError: unknown."""
     names, colors = list(colorbook.names), colorbook.colors.astype(int)
-    for shade, near in ((0, 0), (255, REACH)):  # unlabelled: black where no class is black, white where none is nearly
-        if np.linalg.norm(colors - shade, axis=1).min() > near:
+    for shade, reach in ((0, 0), (255, REACH)):  # black and white are unlabelled, unless a class has that colour
+        if np.linalg.norm(colors - shade, axis=1).min() > reach:
             names, colors = [*names, "unlabelled"], np.append(colors, [[shade] * 3], axis=0)
     to_code = np.array([1 << 16, 1 << 8, 1], np.uint32)
     codes = rgb.astype(np.uint32) @ to_code  # 0xRRGGBB
@@ -161,7 +163,7 @@ def read_colors(rgb, colorbook, path):
     if off.any():
         if (rgb == rgb[..., :1]).all() and set(np.unique(rgb)) <= {*range(len(colorbook)), UNLABELLED}:
             raise ValueError(f"{path}: class ids that were saved as RGB; expected one channel. Save it as a grey PNG")
-        step = math.ceil(math.sqrt(off.size / LARGEST))
+        step = math.ceil(math.sqrt(off.size / MOST_SNAPPED))
         snapped, unknown = snap(rgb[::step, ::step], colors)
         if unknown.any():
             foreign = np.isin(codes, codes[::step, ::step][unknown])
@@ -173,17 +175,19 @@ def read_colors(rgb, colorbook, path):
                              f"of the colorbook: {'; '.join(listed)}. Paint with the colours that "
                              f"`python masks.py --colorbook {quote(str(colorbook.source))}` draws")
         H, W = off.shape
-        snapped = snapped.repeat(step, axis=0).repeat(step, axis=1)[:H, :W]
-        # pixels between those that were looked at keep their exact color; elsewhere snap() has decided on them too
-        index = snapped if step == 1 else np.where(off, snapped, index)
-    return np.where(index < len(colorbook), index, UNLABELLED).astype(np.uint8), float(off.mean())
+        if step == 1:
+            index = snapped  # of all pixels: a blend of two classes may have the exact color of a third
+        else:
+            index = np.where(off, snapped.repeat(step, axis=0).repeat(step, axis=1)[:H, :W], index)
+    is_class = index < len(colorbook)  # rather than black or white
+    return np.where(is_class, index, UNLABELLED).astype(np.uint8), float(off.mean())
 
 
 def snap(rgb, colors):
     """Which of colors each pixel of a drawing with soft edges was painted in.
 
     rgb (H, W, 3) and colors (K, 3), 0..255. Returns the index into colors (H, W), and what is unknown (H, W) bool.
-      1. A pixel is solid where its 3x3 pixels are one color: nearly (within REACH of it, and even), or exactly.
+      1. A pixel is solid where its 3x3 pixels are even and near one color, or all have exact colors.
       2. Every other pixel lies at an edge, as a blend of the colors on both sides, or in a thin stroke. It takes the
          nearest color of those that are solid close by, so that a blend of two never becomes a third one;
       3. but a stroke keeps its own color: it is near that color, and no blend of those that are solid close by.
@@ -201,22 +205,23 @@ def snap(rgb, colors):
     far = distance > REACH
     planes = rgb.permute(2, 0, 1)
     spread = (dilate(planes) + dilate(-planes)).amax(dim=0)  # the largest - the smallest value in 3x3 pixels
-    solid = ~far & (spread <= 8) | (dilate(distance[None])[0] == 0)
+    solid = (~far & (spread <= 8)) | (dilate(distance[None])[0] == 0)
 
     y, x = torch.nonzero(solid, as_tuple=True)
     present = torch.zeros(K, math.ceil(H / 8), math.ceil(W / 8))  # the colors that are solid in squares of 8x8 pixels
     present[nearest[y, x], y // 8, x // 8] = 1
     close_by = dilate(present) > 0
     # the box, in RGB, of the colors that are solid close by: a blend of them lies in it
-    low = torch.where(close_by[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (h, w, 3)
+    low = torch.where(close_by[..., None], colors[:, None, None], torch.inf).amin(dim=0) - REACH  # (H/8, W/8, 3)
     high = torch.where(close_by[..., None], colors[:, None, None], -torch.inf).amax(dim=0) + REACH
 
     row, column = torch.arange(H)[:, None] // 8, torch.arange(W) // 8  # the square of each pixel
     blend = ((low[row, column] <= rgb) & (rgb <= high[row, column])).all(dim=2)
     index = (distances + (1000.0 * ~close_by)[:, row, column]).argmin(dim=0)  # 1000: farther than any color
-    index = torch.where(far | blend, index, nearest)  # neither: a stroke in a color of its own
+    is_stroke = ~far & ~blend
+    index = torch.where(is_stroke, nearest, index)
     unknown = far & (spread <= 2)
-    if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are soft edges by chance: no unknown color
+    if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are edges by chance: refuse only a photograph
         is_photograph = (far & ~blend).float().mean() > 0.25
         unknown = far & is_photograph
     return index.numpy(), unknown.numpy()
@@ -231,13 +236,12 @@ def save_mask(ids, path, colorbook):
 
 def one_hot(ids, num_classes):
     """ids (B, H, W) uint8 on any device to (B, K, H, W) float32 there; unlabelled (255) is zero in every plane."""
-    B, H, W = ids.shape
-    planes = torch.zeros(B, num_classes, H, W, device=ids.device)
-    return planes.scatter_(1, ids.clamp(max=num_classes - 1).long()[:, None], (ids != UNLABELLED)[:, None].float())
+    classes = torch.arange(num_classes, dtype=torch.uint8, device=ids.device)
+    return (ids[:, None] == classes[:, None, None]).float()
 
 
 def draw_bars(colorbook, texts, lengths=None):
-    """One line per class: its colour, its id and name, a text, and a bar of length 0..1."""
+    """One line per class: its colour, its id and name, a text, and a bar of length 0..1 for experiments/count.py."""
     image = Image.new("RGB", (300 if lengths is None else 700, 22 * len(colorbook) + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for k, (name, rgb) in enumerate(colorbook.classes.items()):

@@ -33,25 +33,24 @@ from tqdm import tqdm
 
 from checkpoint import build, join_processes, load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, checked, command, load_config, parse_overrides
-from dataset import contact_sheet, fit, list_files, prepare_edit, put_back, read_image, to_uint8
+from dataset import SUFFIXES, contact_sheet, fit, list_files, prepare_edit, put_back, read_image, to_uint8
 from ddpm import guided_eps, keep_pixels, noise_like_seeds, sample
-from masks import SUFFIXES, UNLABELLED, Colorbook, one_hot, read_mask, save_mask
+from masks import UNLABELLED, Colorbook, one_hot, read_mask, save_mask
 
 FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each is the setting sample.<flag>
-TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # they come with the project: see RESULTS.md
+TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # how they were trained: experiments/RESULTS.md
 
 
 def resolve(args, state=None):
-    """The checkpoint as a dict, and the settings of the samples: its `sample` part, with guidances, size and device.
+    """The checkpoint as a dict, and the settings s of the samples, as a dict too; what does not go together is refused.
 
-    cfg, without the checkpoint, names the run, the device and a mask that was written into config.yaml. state is the
-    checkpoint where it was loaded before.
+    s is the `sample` part of the checkpoint's config, changed by what was named, with guidances, size and device added.
+    state is the checkpoint where it was loaded before.
     """
-    cfg = load_config(args.config, args.preset, args.set)
-    given = parse_overrides(args.set)
-    foreign = [key for key in given if not key.startswith("sample.") and key not in ("out", "device")]
-    if foreign:
-        raise ValueError(f"--set {foreign[0]}: the checkpoint has its own; here --set takes sample.*, out and device")
+    cfg = load_config(args.config, args.preset, args.set)  # leaves the checkpoint aside, and tells which run it is of
+    for key in parse_overrides(args.set):
+        if not key.startswith("sample.") and key not in ("out", "device"):
+            raise ValueError(f"--set {key}: the checkpoint has its own; here --set takes sample.*, out and device")
     if state is None:
         path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
         if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
@@ -59,44 +58,47 @@ def resolve(args, state=None):
             path = TOY_WEIGHTS
         state = load_checkpoint(path)
     s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
-    s["mask"] = cfg["sample"]["mask"] or s["mask"]
+    s["mask"] = cfg["sample"]["mask"] or s["mask"]  # the only setting in which config.yaml goes over the checkpoint
     for key in FLAGS:
         if getattr(args, key) is not None:
             s[key] = checked(f"sample.{key}", getattr(args, key), f"--{key.replace('_', '-')}")
     s["guidances"] = [s["guidance"]]
-    s["out"] = args.as_dataset or s["out"]
-    if (args.image_mask or args.redraw) and not args.image:
-        raise ValueError("--image-mask and --redraw tell what is new in an image: give it with --image")
     if args.guidance:
         where = f"--guidance {args.guidance} (several as 1,2,3,5)"
         s["guidances"] = list(dict.fromkeys(checked("sample.guidance", w, where) for w in args.guidance.split(",")))
-    s["size"] = tuple(state["config"]["data"]["size"])
-    s["device"] = pick_device(args.device or cfg["device"])
-
+    if args.unconditional is not None:
+        s["guidances"] = [0.0]
     T = state["config"]["diffusion"]["T"]
     if s["sampler"] == "ddpm":
         s["steps"] = T
-    elif s["steps"] > T:
+    s["out"] = args.as_dataset or s["out"]
+    s["size"] = tuple(state["config"]["data"]["size"])
+    s["device"] = pick_device(args.device or cfg["device"])
+
+    # what does not go together
+    if s["steps"] > T:
         raise ValueError(f"--steps {s['steps']}: expected 1..{T}, the checkpoint's T")
+    if (args.image_mask or args.redraw) and not args.image:
+        raise ValueError("--image-mask and --redraw tell what is new in an image: give it with --image")
     if args.unconditional is not None:
         if args.unconditional < 1:
             raise ValueError(f"--unconditional {args.unconditional}: expected how many images to make, 1 or more")
         if any((args.mask, args.guidance, args.n, args.only, args.as_dataset, args.image)):
             raise ValueError("--unconditional N makes N images without a mask: leave out --mask, --guidance, --n, "
                              "--only, --as-dataset and --image")
-        s["guidances"] = [0.0]
     elif not state["config"]["model"]["conditional"]:
         raise ValueError(f"{state['path']} was trained without masks (model.conditional: false): use --unconditional N")
     elif not s["mask"]:
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
-    elif Path(s["mask"]).resolve() == Path(s["out"], "masks" if args.as_dataset else "").resolve():
+    elif Path(s["mask"]).resolve() == Path(s["out"], "masks" if args.as_dataset else ".").resolve():
         raise ValueError(f"{s['mask']}: the masks are in it; choose another folder for the images with --out")
     return state, s
 
 
 def load_network(state, s):
     """The colorbook, the network with its averaged weights, the diffusion and autocast; s["precision"] is decided."""
-    s["precision"] = state["config"]["train"]["precision"] = pick_precision(s["precision"], s["device"])
+    s["precision"] = pick_precision(s["precision"], s["device"])
+    state["config"]["train"]["precision"] = s["precision"]  # where build() looks
     colorbook = Colorbook(state["colorbook"], source=state["path"])
     model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
     model.load_state_dict(state["ema"])
@@ -114,7 +116,7 @@ def read_masks(path, colorbook, size):
     if not files:
         raise ValueError(f"{path}: no masks in this folder; expected images ({', '.join(SUFFIXES)})"
                          + (f". Do you mean {path / 'masks'}?" if (path / "masks").is_dir() else ""))
-    masks, notes = {}, defaultdict(list)
+    masks, lost, notes = {}, [], defaultdict(list)  # {how they were read: [shares of pixels snapped and unlabelled]}
     for stem, file in files.items():
         ids, kind, snapped = read_mask(file, colorbook)
         H, W = ids.shape
@@ -125,17 +127,22 @@ def read_masks(path, colorbook, size):
             note += " after cropping the centre to that ratio"
         notes[note].append((snapped, (ids == UNLABELLED).mean()))
         masks[stem] = fit(ids, size)
+        gone = [colorbook.names[k] for k in np.setdiff1d(ids, masks[stem]) if k != UNLABELLED]
+        lost += [f"{stem} ({', '.join(gone)})"] if gone else []
     for note, shares in notes.items():
         snapped, unlabelled = np.mean(shares, axis=0)
         print(f"{path}: {len(shares)} {note}; {snapped:.1%} of the pixels snapped to the nearest class, "
               f"{unlabelled:.1%} unlabelled")
+    if lost:
+        print(f"{path}: {len(lost)} mask(s) lose a class by that, cut off or too small: {', '.join(lost[:10])}"
+              + (" ..." if len(lost) > 10 else ""))
     return masks
 
 
-def share_out(masks, names, colorbook, n):
+def count_per_mask(masks, names, colorbook, n):
     """{stem: how many images} of the masks that have classes of these names, n for each of them on average.
 
-    Every class gets the same number, shared out to its masks, so that those with rare classes get more each.
+    Each class gets equally many, spread over the masks that have it: the rarer the classes of a mask, the more of it.
     """
     weights = defaultdict(float)
     for name in names:
@@ -147,20 +154,24 @@ def share_out(masks, names, colorbook, n):
             weights[stem] += 1 / len(having)
     if not weights:
         raise ValueError(f"no mask has {' or '.join(names)}: nothing to make")
-    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)
-    print(f"{n * len(weights)} images of {len(weights)} masks, more of a mask the rarer its classes are, none of some")
+    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)  # rounded sums: none is lost
+    print(f"{n * len(weights)} images of {len(weights)} masks")
     return dict(zip(weights, np.diff(ends.round(), prepend=0).astype(int).tolist()))
 
 
 def read_edit(args, mask, colorbook, size):
-    """prepare_edit() of the files that were named. ValueError: sizes differ, or nothing or all would be redrawn."""
+    """prepare_edit() of the files that were named, and "settings", which tell the edit in the PNG of a result.
+
+    ValueError: sizes differ, or nothing or all would be redrawn.
+    """
     image, ids = read_image(args.image), read_mask(mask, colorbook)[0]
-    masks = Path(args.image).absolute().parent.parent / "masks"  # of a prepared split
-    reference = args.redraw or args.image_mask or masks.is_dir() and list_files(masks).get(Path(args.image).stem)
+    masks, reference = Path(args.image).absolute().parent.parent / "masks", args.redraw or args.image_mask
+    if not reference and masks.is_dir():  # of a prepared split
+        reference = list_files(masks).get(Path(args.image).stem)
     if not reference:
         raise ValueError(f"{args.image}: which part of it is new? Give the mask that it has with --image-mask, or the "
                          "part to redraw, white on black, with --redraw")
-    before = read_image(args.redraw)[..., 0] if args.redraw else read_mask(reference, colorbook)[0]
+    before = read_image(reference)[..., 0] if args.redraw else read_mask(reference, colorbook)[0]  # greys, or class ids
     for path, shape in ((mask, ids.shape), (reference, before.shape)):
         if shape != image.shape[:2]:
             raise ValueError(f"{path} is {shape[0]}x{shape[1]} and {args.image} {image.shape[0]}x{image.shape[1]} "
@@ -182,8 +193,8 @@ def plan(state, s, masks, counts=None, edits=None):
 
     counts: {stem of a mask, or None without masks: how many images}; by default s["n"] of each mask.
     """
-    shared = {key: s[key] for key in ("guidance_interval", "sampler", "steps", "eta", "precision")}
-    shared |= {"checkpoint": str(state["path"]), "trained_steps": state["step"],
+    common = {key: s[key] for key in ("guidance_interval", "sampler", "steps", "eta", "precision")}
+    common |= {"checkpoint": str(state["path"]), "trained_steps": state["step"],
                "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy())}  # training changes the last layer
     jobs, first = [], s["seed"]
     for stem, n in (counts or dict.fromkeys(masks, s["n"])).items():
@@ -194,7 +205,7 @@ def plan(state, s, masks, counts=None, edits=None):
             of_mask |= edits[stem]["settings"]
         for guidance in s["guidances"]:
             for seed in range(first, first + n):
-                jobs.append(of_mask | {"seed": seed, "guidance": guidance} | shared)
+                jobs.append(of_mask | {"seed": seed, "guidance": guidance} | common)
         first += n  # each mask has seeds of its own, or all would begin with the same noise
     return jobs
 
@@ -220,7 +231,7 @@ def settings_of(path):
 
 def check_dataset(folder, colorbook):
     """ValueError where --as-dataset would mix what is made here with other pairs."""
-    path, classes = folder / "colorbook.json", list(colorbook.classes.items())
+    path, classes = folder / "colorbook.json", list(colorbook.classes.items())  # in the order of their ids
     same = path.exists() and list(Colorbook.load(path).classes.items()) == classes
     if (folder / "images").exists() and not same:
         raise ValueError(f"{folder} holds images, but no colorbook.json of the classes of {colorbook.source}: choose "
@@ -240,19 +251,24 @@ def save(job, image, out):
 def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=True, observe=lambda *step: None):
     """Make the image of each job; yields, batch by batch, jobs and their images (B, H, W, 3) uint8.
 
-    edits: {stem: prepare_edit()}, for real images that are redrawn; the results have their sizes.
-    observe(t, x, eps, x0) is called at every step of a batch; see ddpm.py.
+    edits      {stem: prepare_edit()}, for real images that are redrawn; the results have their sizes
+    observe    observe(t, x, eps, x0) is called at every step of a batch; see ddpm.py
 
-    Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. As few
-    batches as s["batch_size"] allows; smaller ones once the device's memory turns out to be too small.
+    Jobs of one guidance go together, since w = 0 or 1 takes one pass of the network a step and any other w two. Batches
+    are equally large, of at most s["batch_size"] images, and halved where they do not fit into the device's memory.
     """
     size, device, limit = s["size"], s["device"], s["batch_size"]
     bar = tqdm(total=len(jobs) * s["steps"], unit="step", desc=f"{len(jobs)} images of {s['steps']} steps",
                disable=not show)
+
+    def on_step(t, x, eps, x0):
+        bar.update(len(x))
+        observe(t, x, eps, x0)
+
     for guidance in dict.fromkeys(job["guidance"] for job in jobs):
         todo = [job for job in jobs if job["guidance"] == guidance]
         while todo:
-            B = math.ceil(len(todo) / math.ceil(len(todo) / limit))  # equally large batches
+            B = math.ceil(len(todo) / math.ceil(len(todo) / limit))
             batch, bar_before = todo[:B], bar.n
             try:
                 mask = None
@@ -266,9 +282,8 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=Tru
                         keep = torch.stack([edits[job["mask"]]["keep"] for job in batch])
                         real = real.to(device).permute(0, 3, 1, 2) / 127.5 - 1
                         eps_fn = keep_pixels(eps_fn, real, keep.to(device), diffusion.alpha_bar)
-                    noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
-                    x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"],
-                               observe=lambda *step: (bar.update(len(batch)), observe(*step)))
+                    draw_noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
+                    x = sample(eps_fn, draw_noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"], on_step)
                 images = to_uint8(x)
                 if edits:
                     images = [put_back(edits[job["mask"]], image) for job, image in zip(batch, images)]
@@ -287,16 +302,21 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=Tru
 
 
 def draw_sheet(jobs, masks, colorbook, out, edits=None):
-    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; at most 50 rows of 16 images."""
+    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; 8 a row without masks."""
     rows, guidances = {}, list(dict.fromkeys(job["guidance"] for job in jobs))
     for i, job in enumerate(jobs):
-        row = i // 8 if not masks else job["mask"] if len(guidances) == 1 else (job["mask"], job["seed"])
+        if not masks:
+            row = i // 8
+        elif len(guidances) == 1:
+            row = job["mask"]
+        else:
+            row = job["mask"], job["seed"]
         if row not in rows and len(rows) == 50:
             continue
-        if row not in rows:
+        if row not in rows and edits:
+            rows[row] = [edits[job["mask"]]["image"], colorbook.paint(edits[job["mask"]]["mask"])]
+        elif row not in rows:
             rows[row] = [colorbook.paint(masks[job["mask"]])] if masks else []
-            if edits:
-                rows[row] = [edits[job["mask"]]["image"], colorbook.paint(edits[job["mask"]]["mask"])]
         if len(rows[row]) <= 16:
             rows[row].append(read_image(file_of(job, out)))
     titles = ["image"] * bool(edits) + ["mask"] * bool(masks) + [f"w = {w:g}" for w in guidances] * (len(guidances) > 1)
@@ -306,59 +326,60 @@ def draw_sheet(jobs, masks, colorbook, out, edits=None):
 def run(args):
     state, s = resolve(args)
     rank, ranks = join_processes(s["device"])
-    out, started = Path(s["out"]), time.monotonic()
+    started = time.monotonic()
     colorbook, model, diffusion, autocast = load_network(state, s)
-    masks, edits, counts, sheet = {}, {}, None, out / "sheet.png"
-    if args.image:
-        edits = {Path(s["mask"]).stem: read_edit(args, s["mask"], colorbook, s["size"])}
-        masks = {stem: edit["ids"] for stem, edit in edits.items()}
-    elif not args.unconditional:
-        masks = read_masks(s["mask"], colorbook, s["size"])
+    masks, edits, counts = {}, {}, None
     if args.unconditional:
         counts = {None: args.unconditional}
-    elif args.only:
-        counts = share_out(masks, args.only.split(","), colorbook, s["n"])
+    elif args.image:
+        edits = {Path(s["mask"]).stem: read_edit(args, s["mask"], colorbook, s["size"])}
+        masks = {stem: edit["ids"] for stem, edit in edits.items()}
+    else:
+        masks = read_masks(s["mask"], colorbook, s["size"])
+    if args.only:
+        counts = count_per_mask(masks, args.only.split(","), colorbook, s["n"])
+    folder = Path(s["out"])
+    images_folder, masks_folder = (folder / "images", folder / "masks") if args.as_dataset else (folder, None)
     if args.as_dataset:
-        check_dataset(out, colorbook)
-        out = out / "images"
+        check_dataset(folder, colorbook)
     jobs = plan(state, s, masks, counts, edits)
-    before = [settings_of(file_of(job, out)) for job in jobs]
-    todo = [job for job, text in zip(jobs, before) if not (args.resume and text == json.dumps(job))]
+    existing = [settings_of(file_of(job, images_folder)) for job in jobs]  # refuses images that were not made here
+    todo = [job for job, text in zip(jobs, existing) if not (args.resume and text == json.dumps(job))]
     if len(todo) < len(jobs):
-        print(f"{out}: {len(jobs) - len(todo)} of {len(jobs)} images are there already")
+        print(f"{images_folder}: {len(jobs) - len(todo)} of {len(jobs)} images are there already")
     if ranks > 1:
         dist.barrier()  # all have looked at the folder before one of them writes
-    out.mkdir(parents=True, exist_ok=True)
+    images_folder.mkdir(parents=True, exist_ok=True)
     if args.as_dataset:
-        (out.parent / "masks").mkdir(exist_ok=True)
-        colorbook.save(out.parent / "colorbook.json")
+        masks_folder.mkdir(exist_ok=True)
+        colorbook.save(folder / "colorbook.json")
 
-    # each process makes its share, and writes a batch while the device works on the next one
-    share = sorted(todo, key=lambda job: s["guidances"].index(job["guidance"]))[rank::ranks]
+    # each process makes its share of every guidance, and writes a batch while the device works on the next one
+    mine = sorted(todo, key=lambda job: s["guidances"].index(job["guidance"]))[rank::ranks]
     try:
         with ThreadPoolExecutor() as pool:
             written = ()
-            for batch, images in sample_jobs(share, masks, model, diffusion, s, autocast, edits, show=rank == 0):
+            for batch, images in sample_jobs(mine, masks, model, diffusion, s, autocast, edits, show=rank == 0):
                 list(written)  # waits for the files of the last batch, and raises their errors
                 if args.as_dataset:  # masks first: an image that is there has its mask
                     for job in batch:
                         ids = edits[job["mask"]]["mask"] if edits else masks[job["mask"]]
-                        save_mask(ids, file_of(job, out.parent / "masks"), colorbook)
-                written = pool.map(save, batch, images, [out] * len(batch))
+                        save_mask(ids, file_of(job, masks_folder), colorbook)
+                written = pool.map(save, batch, images, [images_folder] * len(batch))
             list(written)
-    except KeyboardInterrupt:
-        finished = sum(settings_of(file_of(job, out)) == json.dumps(job) for job in jobs)
-        raise KeyboardInterrupt(f"{finished} of {len(jobs)} images are in {out}; --resume makes the rest")
+    except KeyboardInterrupt:  # command() prints the text
+        finished = sum(settings_of(file_of(job, images_folder)) == json.dumps(job) for job in jobs)
+        raise KeyboardInterrupt(f"{finished} of {len(jobs)} images are in {images_folder}; --resume makes the rest")
     if ranks > 1:
         dist.barrier()  # all images are there
         dist.destroy_process_group()
     if rank > 0:
         return
-    with replacing(sheet) as png:
-        draw_sheet(jobs, masks, colorbook, out, edits).save(png, "png")
+    with replacing(folder / "sheet.png") as png:
+        draw_sheet(jobs, masks, colorbook, images_folder, edits).save(png, "png")
     print(f"{len(todo)} image(s) in {time.monotonic() - started:.1f} s on {s['device'].type}, {s['sampler']}, guidance "
-          f"{', '.join(f'{w:g}' for w in s['guidances'])}, seeds {jobs[0]['seed']} to {jobs[-1]['seed']}: {out}, side "
-          f"by side in {sheet}")
+          f"{', '.join(f'{w:g}' for w in s['guidances'])}, seeds {jobs[0]['seed']} to {jobs[-1]['seed']}: "
+          f"{images_folder}, side by side in {folder / 'sheet.png'}")
 
 
 def make_parser():

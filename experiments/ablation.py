@@ -17,8 +17,6 @@ import csv
 import json
 import os
 import signal
-import subprocess
-import sys
 import threading
 from pathlib import Path
 from unittest import mock
@@ -26,9 +24,10 @@ from unittest import mock
 import torch
 
 from checkpoint import load_checkpoint, replacing
-from config import PROJECT, add_config_arguments, command, load_config
+from config import add_config_arguments, command, load_config
 from dataset import contact_sheet, fit, list_files, read_image
 from ddpm import Diffusion
+from experiments.common import run_program
 from masks import Colorbook, read_mask
 from train import train
 
@@ -115,14 +114,6 @@ def judge_variant(args, state, out):
         numbers = json.loads((report / "report.json").read_text())["numbers"]
         reports[f"{w:g}"] = {key: number["value"] for key, number in numbers.items()}
     return reports
-
-
-def run_program(name, *arguments):
-    """Run a program of the project; its last words become the ValueError where it fails."""
-    words = [sys.executable, str(PROJECT.with_name(name)), *map(str, arguments)]
-    done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if done.returncode:
-        raise ValueError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
 
 
 # ---------------------------------------------------------------------------------------------------- all of them

@@ -44,9 +44,9 @@ from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, fit_pair, read_image, to_uint8, unpack
 from ddpm import Diffusion, noise_like_seeds
 from evaluate import mean_of, resample
+from experiments.common import parse_count, parse_numbers
 from experiments.drawing import draw_images, draw_in_batches, draw_jobs, interval, judge_columns, load_judge
-from experiments.score_sde import load_batches, parse_count, parse_numbers
-from experiments.training import autocast, fit, read
+from experiments.training import autocast, fit, make_loader, read, spread
 from masks import Colorbook, one_hot, read_mask
 from sample import file_of, load_network, read_masks
 from train import read_data
@@ -144,8 +144,7 @@ def train_network(cfg, pairs, held_out, file, device, minutes):
     diffusion = Diffusion(**cfg["diffusion"]).to(device)
     n = min(c["val_pairs"], len(held_out))
     held_out = held_out.planes[torch.linspace(0, len(held_out) - 1, n).long()]
-    shuffled = torch.randperm(n, generator=torch.Generator().manual_seed(0))
-    t = ((shuffled + 0.5) * diffusion.T / n).long()  # spread evenly; pairs come in the order of their names
+    t = spread(n, diffusion.T).long()
     noise = noise_like_seeds(range(n), (3, *pairs.size))()
 
     def loss(net, planes):
@@ -177,7 +176,7 @@ def train_network(cfg, pairs, held_out, file, device, minutes):
                                     min(STEPS, diffusion.T)))
         return contact_sheet(rows)
 
-    return fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
+    return fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
 
 
 # ----------------------------------------------------------------------------------------------------- the study

@@ -43,11 +43,11 @@ from checkpoint import pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, batches, contact_sheet, read_image, to_uint8, unpack
 from ddpm import Diffusion, dpm_solver, noise_like_seeds
-from evaluate import SSIM
+from evaluate import SSIM_OPTIONS
+from experiments.common import parse_count, parse_numbers
 from experiments.drawing import AT_ONCE, draw_images, draw_in_batches, draw_jobs, judge_columns, load_judge
 from experiments.latent_nets import F_DOWN, Autoencoder, LatentUNet, adversarial_losses, code_use, structure_loss
-from experiments.score_sde import load_batches, parse_count, parse_numbers
-from experiments.training import autocast, fit, read
+from experiments.training import autocast, fit, make_loader, read, spread
 from masks import Colorbook, one_hot
 from sample import read_masks
 from train import read_data, validate
@@ -102,7 +102,7 @@ def train_autoencoder(cfg, args, pairs, held_out, file, device):
         x = x0[: c["previews"]].to(device)
         return contact_sheet([list(to_uint8(x)), list(to_uint8(net.decode_nearest(net.encode(x)).float()))])
 
-    return fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, measure, preview, args.minutes[0])
+    return fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, measure, preview, args.minutes[0])
 
 
 class Latents:
@@ -151,7 +151,7 @@ def train_latent(cfg, args, autoencoder, pairs, held_out, file, device):
     nn.init.zeros_(model.out.bias)
     diffusion = Diffusion(**cfg["diffusion"]).to(device)
     n = min(c["val_pairs"], len(held_out))
-    t = ((torch.randperm(n, generator=torch.Generator().manual_seed(0)) + 0.5) * diffusion.T / n).long()
+    t = spread(n, diffusion.T).long()
     some = held_out.planes[torch.linspace(0, len(held_out) - 1, n).long()]
     fixed = some, t, noise_like_seeds(range(n), some[0, :3].shape)()
 
@@ -192,7 +192,7 @@ def train_pixel(cfg, pairs, held_out, file, device, minutes):
         error, _, eps_error = validate(net, diffusion, held_out, c["val_pairs"], c["batch_size"], device, nullcontext)
         return {"val_loss": error, "val_eps": eps_error}
 
-    return fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, measure, minutes=minutes)
+    return fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, measure, minutes=minutes)
 
 
 # ------------------------------------------------------------------------------------------------------ sampling
@@ -255,7 +255,7 @@ def reconstruction_row(real, images, ids, n, scale, judged):
     used, perplexity = code_use(ids, n)
     pairs = list(zip(real, images))
     row = {"PSNR": np.mean([peak_signal_noise_ratio(*pair) for pair in pairs]).item(),
-           "SSIM": np.mean([structural_similarity(*pair, channel_axis=-1, **SSIM) for pair in pairs]).item(),
+           "SSIM": np.mean([structural_similarity(*pair, channel_axis=-1, **SSIM_OPTIONS) for pair in pairs]).item(),
            "codes used": f"{used:.1%} of {n}", "perplexity": perplexity,
            "deviation of latents": ", ".join(f"{std:.3g}" for std in scale["std"])}
     return row | judged

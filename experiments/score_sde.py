@@ -28,20 +28,19 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import Image, ImageDraw, ImageFont
 from tqdm import tqdm
 
 from benchmarks.timing import machine, peak_memory, table
 from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
-from dataset import Pairs, batches, contact_sheet, read_image, to_uint8
+from dataset import Pairs, contact_sheet, read_image, to_uint8
 from ddpm import noise_like_seeds
 from evaluate import confusion_matrix, scores
-from experiments.ablation import run_program
-from experiments.training import autocast, fit, read
+from experiments.common import choose_masks, draw_curves, parse_count, parse_numbers, read_report, run_program
+from experiments.training import autocast, fit, make_loader, read, spread
 from experiments.ve_sde import (T_HIGHEST, NoisySegmenter, draw_samples, guided_score, largest_distance, log_likelihood,
                                 network_score, scale_factor, score_errors, see_through_noise, sigma_at, time_at)
-from masks import UNLABELLED, Colorbook, save_mask
+from masks import UNLABELLED, Colorbook
 from sample import draw_sheet, file_of, load_network, plan, read_masks, sample_jobs, save, settings_of
 from train import read_data
 from unet import UNet
@@ -58,11 +57,6 @@ S0 = [0.25, 0.5, 1.0, 2.0, 4.0, 8.0, 16.0]  # the seed, at 512x256, had seven fr
 def to_images(planes):
     """Planes (B, C + 1, H, W) uint8, of which the last one is the mask, to images x(0) (B, C, H, W) in [0, 1]."""
     return planes[:, :-1].float() / 255
-
-
-def spread(n, highest=1.0):
-    """t (n,) spread evenly over 0..highest, shuffled: pairs come in the order of their names, often by place."""
-    return (torch.randperm(n, generator=torch.Generator().manual_seed(0)) + 0.5) / n * highest
 
 
 def train_score(cfg, pairs, held_out, file, smax, device, minutes=math.inf):
@@ -94,7 +88,7 @@ def train_score(cfg, pairs, held_out, file, smax, device, minutes=math.inf):
 
     about = {"kind": "score", "size": list(x0.shape[2:]), "smax": smax, "prediction": prediction,
              "network": [0, m["hidden_dim"], m["emb_dim"], m["attention"]], "classes": pairs.colorbook.classes}
-    return fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
+    return fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
 
 
 def train_classifier(net, target_of, cfg, pairs, held_out, file, about, device, minutes=math.inf):
@@ -123,13 +117,7 @@ def train_classifier(net, target_of, cfg, pairs, held_out, file, about, device, 
         parts = zip(*(x.split(c["batch_size"]) for x in (planes, spread(n, highest).to(device), z)))
         return {"val_loss": np.mean([negative_log_likelihood(net, *part).item() for part in parts]).item()}
 
-    return fit(net, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, minutes=minutes)
-
-
-def load_batches(cfg, pairs, device):
-    """fit()'s load_batches(start)."""
-    d = cfg["data"]
-    return lambda start: batches(pairs, cfg["train"]["batch_size"], cfg["seed"], start, d["flip"], d["augment"], device)
+    return fit(net, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, minutes=minutes)
 
 
 @torch.no_grad()
@@ -148,23 +136,6 @@ def accuracy_by_level(net, pairs, about, device, levels=41):
         accuracy, mean_iou, _ = scores(confusion)
         rows.append({"t": t, "pixel accuracy": accuracy, "mean IoU": mean_iou})
     return rows
-
-
-def draw_curves(curves, title):
-    """An image of curves {name: [(x, y), ...]} with x and y in 0..1."""
-    image = Image.new("RGB", (640, 440), "white")
-    pen, font = ImageDraw.Draw(image), ImageFont.load_default(13)
-    pen.text((60, 8), title, "black", font)
-    for i in range(11):
-        x, y = 60 + 50 * i, 400 - 35 * i
-        pen.line([(60, y), (560, y)], "#dddddd")
-        pen.text((52, y), f"{i / 10:.1f}", "black", font, anchor="rm")
-        pen.text((x, 406), f"{i / 10:.1f}", "black", font, anchor="ma")
-    for i, (name, points) in enumerate(curves.items()):
-        color = ("#1f4e9e", "#c0392b", "#2e8b57", "#e08e1b")[i % 4]
-        pen.line([(60 + 500 * x, 400 - 350 * y) for x, y in points], color, 2)
-        pen.text((330, 36 + 18 * i), name, color, font)
-    return image
 
 
 # ------------------------------------------------------------------------------------------------------ sampling
@@ -289,7 +260,7 @@ def train_segmenter_command(args):
     with replacing(file) as opened:
         opened.write(json.dumps(levels, indent=1).encode())
     for measure in ("pixel accuracy", "mean IoU"):
-        curves = {name: [(row["t"], row[measure]) for row in rows] for name, rows in levels.items()}
+        curves = {name: {row["t"]: [row[measure]] for row in rows} for name, rows in levels.items()}
         draw_curves(curves, f"{measure} over t").save(run / f"levels_{measure.replace(' ', '_')}.png")
     shown = [{"split, encoding": name} | {f"mean IoU at t = {row['t']:.1f}": row["mean IoU"] for row in rows[::10]}
              for name, rows in levels.items()]
@@ -309,28 +280,11 @@ def sample_command(args):
     print(f"{len(jobs)} images: {out / 'sheet.png'}")
 
 
-def choose_masks(split, folder, colorbook, size, n):
-    """{stem: ids} of n masks, spread over the split; they are written to `folder`, where they were not yet."""
-    if not folder.exists():
-        masks = read_masks(split / "masks", colorbook, size)
-        chosen = torch.linspace(0, len(masks) - 1, min(n, len(masks))).round().int().tolist()
-        folder.mkdir(parents=True)
-        for i in chosen:
-            save_mask(list(masks.values())[i], folder / f"{list(masks)[i]}.png", colorbook)
-    return read_masks(folder, colorbook, size)
-
-
 def judge(args, images, guidance, split, report):
     """What evaluate.py says of the images of one guidance, or s0: {column: "value [its 95 % interval]"}."""
     run_program("evaluate.py", "--real", split, "--fake", images, "--guidance", guidance, "--segmenter", args.judge,
                 "--train", split.with_name("train"), "--out", report)
-    numbers, columns = json.loads((report / "report.json").read_text())["numbers"], {}
-    for column, name in NUMBERS.items():
-        number = numbers.get(name, {"value": math.nan, "interval": None})
-        columns[column] = f"{number['value']:.3f}"
-        if number["interval"]:
-            columns[column] += " [{:.3f}, {:.3f}]".format(*number["interval"])
-    return columns
+    return read_report(report, NUMBERS)
 
 
 def evaluate_command(args):
@@ -396,16 +350,6 @@ def precision_command(args):
         rows.append({"precision": precision, "steps": state["step"], "s a step": state["seconds"] / state["step"],
                      "peak GiB": peak / 2**30} | losses)
     print(f"{machine(device)}, batch {cfg['train']['batch_size']}, {pairs.size[0]}x{pairs.size[1]}\n\n{table(rows)}")
-
-
-def parse_numbers(text):
-    return [float(number) for number in text.split(",")]
-
-
-def parse_count(text):
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"expected a whole number from 1 on, got {text!r}")
-    return int(text)
 
 
 def main():

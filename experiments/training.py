@@ -19,6 +19,7 @@ import torch
 from tqdm import tqdm
 
 from checkpoint import pick_precision, random_state, read_archive, replacing, save_checkpoint
+from dataset import batches
 from train import check_finite, locked, stop_signals
 
 
@@ -79,6 +80,17 @@ def restore(path, about, parts, device):
         part.load_state_dict(state[name])
     random_state(device, state["rng"])
     return state
+
+
+def make_loader(cfg, pairs, device):
+    """The function load_batches(start) that fit() wants, for pairs."""
+    d = cfg["data"]
+    return lambda start: batches(pairs, cfg["train"]["batch_size"], cfg["seed"], start, d["flip"], d["augment"], device)
+
+
+def spread(n, highest=1.0):
+    """t (n,) spread evenly over 0..highest, shuffled: pairs come in the order of their names, often by place."""
+    return (torch.randperm(n, generator=torch.Generator().manual_seed(0)) + 0.5) / n * highest
 
 
 def fit(model, loss, load_batches, c, path, device, about, validate=None, preview=None, minutes=math.inf):

@@ -2,13 +2,14 @@
 
 import json
 import sys
-import time
+from types import SimpleNamespace
 
 import pytest
 import torch
 
 import evaluate
 import sample
+import train
 from checkpoint import load_checkpoint
 from config import flatten, load_config
 from data.toy.prepare import prepare
@@ -66,12 +67,35 @@ def test_the_table_is_what_was_measured(command, tmp_path, capsys):
     assert f"| {share:.3f} |" in rows[-1] and (tmp_path / "out" / "variants.png").exists()
 
 
-def test_equal_time(command):
-    """With --minutes a training ends when the time is over, saved, and the same command does not go on with it."""
-    started = time.monotonic()
-    first = command("--minutes", 1 / 60)["base"]
-    assert first["steps"] > 2 and time.monotonic() - started < 60
-    assert command("--minutes", 1 / 60)["base"] == first
+def test_equal_time(command, monkeypatch):
+    """With --minutes a training ends when the time is over, saved, and the same command does not go on with it.
+
+    Here a step takes a second, and the timer is asked after each.
+    """
+    clock, timers, real = [0.0], [], torch.optim.AdamW.step
+
+    fields = "interval", "function", "args"
+
+    class Timer(SimpleNamespace):
+        def start(self):
+            timers.append(self)
+
+        def cancel(self):
+            timers.clear()
+
+    def step(*args, **kwargs):
+        clock[0] += 1
+        for timer in timers:
+            if clock[0] >= timer.interval:
+                timer.function(*timer.args)
+        return real(*args, **kwargs)
+
+    monkeypatch.setattr(ablation.threading, "Timer", lambda *args: Timer(**dict(zip(fields, args))))
+    monkeypatch.setattr(train, "time", SimpleNamespace(monotonic=lambda: clock[0]))
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    first = command("--minutes", 1 / 20)["base"]
+    assert first["steps"] == 3
+    assert command("--minutes", 1 / 20)["base"] == first
 
 
 @pytest.mark.parametrize("name", [name for name, change in ablation.VARIANTS.items() if isinstance(change, list)])

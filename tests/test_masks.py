@@ -295,8 +295,8 @@ def test_thin_hard_strokes_beside_soft_edges(tmp_path, wide):
 
 def test_large_soft_mask(tmp_path, monkeypatch):
     """Colours of a large mask are compared on every third pixel; its ids have the size of the file and are in place."""
-    assert masks.LARGEST <= 1024**2
-    monkeypatch.setattr(masks, "LARGEST", 250**2)
+    assert masks.MOST_SNAPPED <= 1024**2
+    monkeypatch.setattr(masks, "MOST_SNAPPED", 250**2)
     small = drawing(256, SCENES["street"])
     Image.fromarray(PALETTE[small]).resize((701, 702), Image.Resampling.BICUBIC).save(tmp_path / "mask.png")
     sizes, snap = [], masks.snap
@@ -392,7 +392,7 @@ def test_unknown_colour(tmp_path, spot):
 @pytest.mark.parametrize("largest", [2**20, 2**16])
 def test_unknown_colour_among_soft_edges(tmp_path, monkeypatch, largest):
     """A spot of no class is refused among soft edges, and counted in the whole file, also if a part is compared."""
-    monkeypatch.setattr(masks, "LARGEST", largest)
+    monkeypatch.setattr(masks, "MOST_SNAPPED", largest)
     rgb = np.array(Image.fromarray(PALETTE[drawing(512, SCENES["street"])]).filter(ImageFilter.GaussianBlur(0.7)))
     rgb[30:60, 300:330] = 255, 200, 255
     Image.fromarray(rgb).save(tmp_path / "drawn.png")

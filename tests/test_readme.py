@@ -1,4 +1,4 @@
-"""What the README promises: its commands can be typed, and what it names is there."""
+"""What the READMEs promise: their commands can be typed, and what they name is there."""
 
 import argparse
 import ast
@@ -12,9 +12,10 @@ import pytest
 
 from config import load_config, parse_overrides
 
-README = Path("README.md").read_text(encoding="utf-8")
-FENCES = re.findall(r"^```sh\n(.*?)^```", README, re.M | re.S)
-INLINE = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", README, flags=re.M | re.S))
+PAGES = {name: Path(name).read_text(encoding="utf-8") for name in ("README.md", "experiments/README.md")}
+README, BOTH = PAGES["README.md"], "\n".join(PAGES.values())
+FENCES = re.findall(r"^```sh\n(.*?)^```", BOTH, re.M | re.S)
+INLINE = re.findall(r"`([^`]+)`", re.sub(r"^```.*?^```", "", BOTH, flags=re.M | re.S))
 
 
 def table(heading):
@@ -70,27 +71,36 @@ def test_commands_parse(words, monkeypatch):
 
 
 def test_every_program_has_a_command():
-    """The README has a command for each program and each script that prepares data."""
+    """There is a command for each program, each script that prepares data, each experiment and each benchmark."""
     started = {words[1] if words[0] == "-m" else words[0] for words in commands()}
-    prepare = {f"data.{path.parent.name}.prepare" for path in Path("data").glob("*/prepare.py")}
-    assert started >= {"train.py", "sample.py", "evaluate.py", "masks.py"} | prepare
+    scripts = [*Path("data").glob("*/prepare.py"), *Path("experiments").glob("*.py"), *Path("benchmarks").glob("*.py")]
+    runnable = {".".join(path.with_suffix("").parts) for path in scripts if "__main__" in path.read_text("utf-8")}
+    assert started >= {"train.py", "sample.py", "evaluate.py", "masks.py"} | runnable
 
 
 def test_settings_and_presets_exist():
     """A preset, a --set or a setting with a value that the README names is one that the config takes."""
-    for preset in re.findall(r"--preset (\w+)", README):
+    for preset in re.findall(r"--preset (\w+)", BOTH):
         load_config("config.yaml", preset)
     pattern = r"(?:--set |`)((?:data|model|diffusion|train|sample)\.[\w.]+)(?:=|: )([^\s`]+)"
-    settings = re.findall(pattern, README)
+    settings = re.findall(pattern, BOTH)
     assert len(settings) > 8
     for key, value in settings:
         parse_overrides([f"{key}={value}"] if value != "..." and value != "VALUE" else [])
 
 
 def test_links_lead_somewhere():
-    """Every file that a link names is there."""
-    links = re.findall(r"\]\(((?!http|#)[^)]+)\)", README)
-    assert len(links) > 4 and not [link for link in links if not Path(link).exists()]
+    """Every file and every section that a link names is there."""
+    for name, page in PAGES.items():
+        links = re.findall(r"\]\(((?!http)[^)]+)\)", page)
+        assert len(links) > 2
+        for link in links:
+            file, _, section = link.partition("#")
+            target = Path(name).parent / file if file else Path(name)
+            assert target.exists(), link
+            if section:
+                headings = re.findall(r"^#+ (.*)$", target.read_text(encoding="utf-8").lower(), re.M)
+                assert section in [re.sub(r"[^\w -]", "", heading).replace(" ", "-") for heading in headings]
 
 
 @pytest.mark.parametrize("row", table("Symbols"), ids=lambda row: row[0])
@@ -107,9 +117,9 @@ def test_deviations_name_files(row):
     assert Path(row[1].strip("`")).exists()
 
 
-@pytest.mark.parametrize("row", table("Promises, and the tests that hold them"), ids=lambda row: row[0][:40])
+@pytest.mark.parametrize("row", table("Promises, and the tests that check them"), ids=lambda row: row[0][:40])
 def test_promises_are_tested(row):
-    """The tests that hold a promise are there, and are tests."""
+    """The tests that check a promise are there, and are tests."""
     names = re.findall(r"`([^`]+)`", row[1])
     assert names and not [name for name in names if not Path(name).exists()]
     for name in names:

@@ -328,16 +328,22 @@ def test_a_network_without_masks(make, mask, checkpoint, tmp_path):
 
 
 def test_masks_are_fitted(make, mask, tmp_path, exact, capsys):
-    """A mask of another size is scaled to the network's, and cropped around its centre where the ratio is another."""
+    """A mask of another size is scaled to the network's, and cropped around its centre where the ratio is another.
+
+    Classes that are lost by that are named.
+    """
     out = make("--mask", mask, "--n", 1, "--guidance", 3)
     ids = np.array(Image.open(mask))[2::4, 2::4]  # 4x4 pixels of the mask are one of the image
     assert np.abs(pixels(out / "scene_w3_seed1.png") - exact_image(ids, 3)).max() <= 1
-    assert "64x96 resized to 16x24" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "64x96 resized to 16x24" in printed and "lose a class" not in printed
     tall = np.repeat(np.array([0, 1, 2], np.uint8), 16)[:, None].repeat(24, axis=1)
     save_mask(tall, tmp_path / "tall.png", Colorbook(CLASSES))
     out = make("--mask", tmp_path / "tall.png", "--n", 1)
     assert np.abs(pixels(out / "tall_w3_seed1.png") - exact_image(tall[16:32], 3)).max() <= 1  # the middle, sky
-    assert "48x24 resized to 16x24 after cropping the centre" in capsys.readouterr().out
+    printed = capsys.readouterr().out
+    assert "48x24 resized to 16x24 after cropping the centre" in printed
+    assert "1 mask(s) lose a class by that, cut off or too small: tall (road, car)\n" in printed
 
 
 def test_same_seed_same_image_whatever_the_batch(make, mask):
