@@ -1,0 +1,171 @@
+"""Letters that are asked for (seed 004, 4.4): a small U-Net of labels, trained on the letters of this machine's fonts.
+
+    apt-get install fonts-aenigma fonts-lato fonts-freefont-ttf fonts-roboto-unhinted     on Debian: 500 fonts
+    python -m experiments.labels                                              the fonts of this machine: MINUTES
+    python -m experiments.labels --fonts my_fonts --minutes 3 --n 4 --ddpm-n 2 --run runs/labels_toy      6 minutes
+
+Renders A to Z of every font, 32x32 and grey; fonts whose names begin with the same word are one design, and designs are
+shared out: 50 % to the generator, 30 % to a reader, which scores, 20 % to neither, which the samples are compared with.
+Trains both, then asks for each letter at guidance 1, 2, 5 and 15 (PLMS in 50 steps), and with the 1000 steps of DDPM.
+Prints a table and writes results.json and letters.png: A to Z in a row for each way, the same seeds in all. Columns:
+"read as asked" is the share of samples in which the reader sees their letter; "own" and "all" are Frechet distances, in
+the reader's features, of the samples of a letter to the held-out ones of that letter, and to all of them; "variety" is
+their variance there, as a share of the held-out ones'; "s for 15" is the time for 15 samples, as the seed has it. With
+± is the 95 % interval: over samples, or over letters. The first row are letters of the generator's own fonts: what a
+perfect generator would get. Minutes are those of two CPU cores. Ctrl-C loses nothing: the same command goes on.
+"""
+
+import argparse
+import math
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageDraw, ImageFont
+from tqdm import tqdm
+
+from benchmarks.timing import machine, table
+from checkpoint import pick_device, pick_precision
+from config import command, load_config
+from dataset import contact_sheet
+from experiments.label_unet import (SIZE, Labelled, as_shown, compare_features, draw_labels, run_jobs, train_generator,
+                                    train_reader, with_interval)
+from experiments.score_sde import parse_count, parse_numbers
+
+LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
+FOLDERS = ["/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",  # Linux
+           "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts"]  # macOS, Windows
+PLMS_STEPS = 50  # the seed's
+LEAST = 10  # designs, of which two are held out: a variance needs two
+
+# ------------------------------------------------------------------------------------------------------- letters
+
+
+def render(path):
+    """The first word of a font's name, and its A to Z, (26, 32, 32, 1) uint8, black on white, centred.
+
+    None for a font without these letters. OSError, or a ValueError, where FreeType cannot read or draw it.
+    """
+    font = ImageFont.truetype(path, 100)
+    boxes = [font.getbbox(letter) for letter in LETTERS]
+    largest = max(max(right - left, bottom - top) for left, top, right, bottom in boxes)
+    if largest <= 0:
+        return None
+    font = ImageFont.truetype(path, 100 * (SIZE - 4) / largest)
+    images = []
+    for letter in LETTERS:
+        left, top, right, bottom = font.getbbox(letter)
+        image = Image.new("L", (SIZE, SIZE), "white")
+        ImageDraw.Draw(image).text(((SIZE - left - right) / 2, (SIZE - top - bottom) / 2), letter, "black", font)
+        images.append(np.array(image)[..., None])
+    if len({image.tobytes() for image in images}) < len(LETTERS):  # a font of another script has one box for all
+        return None
+    return (font.getname()[0] or path.stem).split()[0], np.stack(images)
+
+
+def read_fonts(folders):
+    """{design: (N, 26, 32, 32, 1)} of the font files in folders; a design is the first word of a font's name.
+
+    ValueError where fewer than 10 designs have letters, with where fonts come from.
+    """
+    folders = [Path(folder).expanduser() for folder in folders]
+    files = []
+    for folder in folders:
+        files += sorted(path for path in folder.rglob("*") if path.suffix.lower() in (".ttf", ".otf", ".ttc"))
+    designs, unusable = {}, []
+    for path in tqdm(files, "fonts", unit="font", leave=False):
+        try:
+            rendered = render(path)
+        except (OSError, ValueError):
+            rendered = None
+        if rendered:
+            design, letters = rendered
+            designs.setdefault(design, []).append(letters)
+        else:
+            unusable.append(path.name)
+    print(f"{sum(map(len, designs.values()))} fonts of {len(designs)} designs; {len(unusable)} without letters: "
+          + ", ".join(unusable[:5]) + " ..." * (len(unusable) > 5))
+    if len(designs) < LEAST:
+        raise ValueError(f"{', '.join(map(str, folders))}: {len(files)} font files (.ttf, .otf, .ttc) with letters of "
+                         f"{len(designs)} designs; expected {LEAST} designs or more. Name a folder with fonts by "
+                         "--fonts, or install some: on Debian, apt-get install fonts-aenigma fonts-lato "
+                         "fonts-freefont-ttf fonts-roboto-unhinted")
+    return {design: np.stack(fonts) for design, fonts in sorted(designs.items())}
+
+
+def share_out(designs):
+    """Labelled letters of 50, 30 and 20 % of the designs: for the generator, for the reader, and held out."""
+    names = np.random.default_rng(0).permutation(list(designs))
+    parts = []
+    for chosen in np.split(names, [len(names) * 5 // 10, len(names) * 8 // 10]):
+        fonts = np.concatenate([designs[name] for name in chosen])
+        parts.append(Labelled(fonts.reshape(-1, SIZE, SIZE, 1), np.tile(np.arange(26), len(fonts))))
+    return parts
+
+
+# ----------------------------------------------------------------------------------------------------- the study
+
+
+def run_study(args):
+    if min(args.n, args.ddpm_n) < 2:
+        raise ValueError(f"--n is {args.n} and --ddpm-n {args.ddpm_n}: a variance within a letter needs 2 or more")
+    own = ["data.flip=0", "model.hidden_dim=16", "train.label_drop=0.2", "train.batch_size=32", "train.steps=12000",
+           "train.previews=26"]
+    cfg = load_config(preset="idd_lite", overrides=own + args.set)  # the preset has no training settings of its own
+    device = pick_device(cfg["device"])
+    folders = [args.fonts] if args.fonts else [folder for folder in FOLDERS if Path(folder).expanduser().is_dir()]
+    letters, for_reader, held_out = share_out(read_fonts(folders))
+    print(f"{len(letters)} letters for the generator, {len(for_reader)} for the reader, {len(held_out)} held out")
+    model, diffusion = train_generator(cfg, letters, held_out, 26, args.run / "generator.pt", device, args.minutes)
+    reader = train_reader(cfg, lambda planes: planes[:, -1, 0, 0].long(), 26, for_reader, held_out,
+                          args.run / "reader.pt", device, args.minutes)
+    logits, real_features = reader.read(held_out.images)
+    ceiling = (logits.argmax(dim=1) == held_out.labels).double()
+    print(f"the reader reads {with_interval(ceiling)} of the held-out letters\n")
+    precision = pick_precision(cfg["sample"]["precision"], device)
+
+    def draw(n, guidance=None, sampler=None):
+        """n images of each letter: labels, images, seconds; without a guidance they are those of the own fonts."""
+        labels = torch.arange(26).repeat(n)
+        if guidance is not None:
+            return labels, *draw_labels(model, diffusion, labels, args.seed, guidance, sampler, PLMS_STEPS, precision)
+        rows = np.random.default_rng(args.seed).permutation(len(letters) // 26)[:n]
+        planes = letters.planes.view(-1, 26, *letters.planes.shape[1:])[rows]
+        return labels[:26 * len(rows)], planes[:, :, :1].flatten(0, 1).permute(0, 2, 3, 1).numpy(), None
+
+    def measure(labels, images):
+        logits, features = reader.read(Labelled(images, labels).images)
+        found = compare_features(features, labels, real_features, held_out.labels)
+        return {"read as asked": with_interval((logits.argmax(dim=1) == labels).double())} | {
+            name: with_interval(values) for name, values in found.items()}
+
+    jobs = {"own fonts": (args.n,)}
+    jobs |= {f"PLMS {PLMS_STEPS}, w = {w:g}": (args.n, w, "plms") for w in args.guidance}
+    w = args.guidance[:2][-1]  # the second, 2 in the seed
+    jobs |= {f"PLMS {PLMS_STEPS}, w = {w:g}, fewer": (args.ddpm_n, w, "plms"),
+             f"DDPM, w = {w:g}": (args.ddpm_n, w, "ddpm")}
+    settings = {"n": args.n, "ddpm_n": args.ddpm_n, "seed": args.seed,
+                "training": [cfg["train"]["steps"], args.minutes]}
+    rows, images = run_jobs(args.run, settings, jobs, draw, measure)
+    print(f"{machine(device)}\n\n{table(rows)}")
+    contact_sheet([as_shown(drawn[:26]) for drawn in images.values()], least=48).save(args.run / "letters.png")
+    print(f"\n{args.run / 'results.json'}, {args.run / 'letters.png'}: {'; '.join(images)}")
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    add = parser.add_argument
+    add("--fonts", type=Path, metavar="FOLDER", help="with .ttf, .otf or .ttc files; default: the system's")
+    add("--run", type=Path, default=Path("runs/labels"), help="the folder of the run; default: %(default)s")
+    add("--minutes", type=float, default=math.inf, help="at most, of training each of the two networks")
+    add("--guidance", type=parse_numbers, default=[1.0, 2.0, 5.0, 15.0], metavar="W[,W...]", help="default: 1,2,5,15")
+    add("--n", type=parse_count, default=50, help="samples of each letter at each guidance; default: %(default)s")
+    add("--ddpm-n", type=parse_count, default=4, help="of each letter by DDPM, and by PLMS beside it, at the second "
+        "guidance; default: %(default)s")
+    add("--seed", type=int, default=1, help="of the first sample; default: %(default)s")
+    add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of config.yaml: model.hidden_dim=32")
+    command(run_study, parser.parse_args())
+
+
+if __name__ == "__main__":
+    main()
