@@ -188,7 +188,8 @@ def train_generator(cfg, pairs, held_out, num_labels, file, device, minutes=math
         return dict(zip(("val_loss", "val_eps"), errors.mean(dim=1).tolist()))
 
     def preview(net):
-        x, _ = draw_labels(net, diffusion, torch.arange(c["previews"]) % num_labels, 1, 2.0, steps=20)
+        x, _ = draw_labels(net, diffusion, torch.arange(c["previews"]) % num_labels, 1, 2.0,
+                           steps=min(20, diffusion.T))
         return contact_sheet([as_shown(x)], least=64)
 
     about = {"kind": "generator", "network": [num_labels, channels, m["hidden_dim"], m["emb_dim"]],

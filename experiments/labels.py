@@ -21,7 +21,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 from tqdm import tqdm
 
 from benchmarks.timing import machine, table
@@ -46,20 +46,19 @@ def render(path):
 
     None for a font without these letters. OSError, or a ValueError, where FreeType cannot read or draw it.
     """
-    font = ImageFont.truetype(path, 100)
-    boxes = [font.getbbox(letter) for letter in LETTERS]
-    largest = max(max(right - left, bottom - top) for left, top, right, bottom in boxes)
-    if largest <= 0:
-        return None
-    font = ImageFont.truetype(path, 100 * (SIZE - 4) / largest)
-    images = []
+    font, shapes = ImageFont.truetype(path, 2 * SIZE), []
     for letter in LETTERS:
-        left, top, right, bottom = font.getbbox(letter)
-        image = Image.new("L", (SIZE, SIZE), "white")
-        ImageDraw.Draw(image).text(((SIZE - left - right) / 2, (SIZE - top - bottom) / 2), letter, "black", font)
-        images.append(np.array(image)[..., None])
-    if len({image.tobytes() for image in images}) < len(LETTERS):  # a font of another script has one box for all
+        canvas = Image.new("L", (8 * SIZE, 8 * SIZE))
+        ImageDraw.Draw(canvas).text((4 * SIZE, 4 * SIZE), letter, "white", font, anchor="mm")
+        shapes.append(canvas.crop(canvas.getbbox()))  # its ink; the whole canvas where it has none
+    if len({shape.tobytes() for shape in shapes}) < len(LETTERS):  # a font of another script has one box for all
         return None
+    scale, images = (SIZE - 4) / max(max(shape.size) for shape in shapes), []
+    for shape in shapes:
+        shape = ImageOps.invert(shape.resize([max(1, round(scale * side)) for side in shape.size]))
+        image = Image.new("L", (SIZE, SIZE), "white")
+        image.paste(shape, ((SIZE - shape.width) // 2, (SIZE - shape.height) // 2))
+        images.append(np.array(image)[..., None])
     return (font.getname()[0] or path.stem).split()[0], np.stack(images)
 
 

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import torch
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageFont
 
 from config import load_config
 from ddpm import Diffusion, guided_eps
@@ -16,8 +16,8 @@ from experiments.label_unet import (Labelled, LabelUNet, LinearAttention, Reader
                                     linear_attention, train_generator, with_interval)
 from experiments.labels import read_fonts, render, share_out
 
-SMALL = {"device": "cpu", "model.hidden_dim": 4, "model.emb_dim": 8, "diffusion.T": 20, "train.steps": 2,
-         "train.batch_size": 4, "train.val_pairs": 4, "train.previews": 2, "sample.precision": "fp32"}
+SMALL = {"device": "cpu", "model.hidden_dim": 4, "model.emb_dim": 8, "diffusion.T": 10, "diffusion.beta_end": 0.9,
+         "train.steps": 2, "train.batch_size": 4, "train.val_pairs": 4, "train.previews": 2, "sample.precision": "fp32"}
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +102,8 @@ def test_four_downs_four_ups_and_attention_before_each(model):
 
     h, E = 8, 16
     widths = [h, 2 * h, 4 * h, 4 * h]
-    count = 3 * E + E * E + E + double_conv(3, h) + double_conv(4 * h, 4 * h) + 3 * h + 3 + 2 * sum(map(attention, widths))
+    count = 3 * E + E * E + E + double_conv(3, h) + double_conv(4 * h, 4 * h) + 3 * h + 3
+    count += 2 * sum(map(attention, widths))
     for a, b in zip(widths, [2 * h, 4 * h, 4 * h, 4 * h]):
         count += double_conv(a, a) + double_conv(a, b) + E * b + b
     for a, b in zip(widths, [h, h, 2 * h, 4 * h]):
@@ -140,12 +141,13 @@ def test_guidance_of_labels(model, w):
 
 
 def test_a_label_is_learnt(tmp_path, monkeypatch):
-    """After 150 steps on black and on white images, samples are as dark as their label asks, at guidance 1 and 5."""
+    """After 60 steps on black and on white images, samples are as dark as their label asks, at guidance 1 and 5."""
     monkeypatch.setattr(label_unet, "SIZE", 16)
     asked = np.arange(64) % 2
     pairs = Labelled((255 * asked)[:, None, None, None].repeat(16, 1).repeat(16, 2).astype(np.uint8), asked)
-    cfg = load_config(preset="idd_lite", overrides=[f"{key}={value}" for key, value in SMALL.items()] + [
-        "train.steps=150", "train.batch_size=8", "train.label_drop=0.2", "train.warmup=10", "train.ema=0.9"])
+    settings = SMALL | {"train.steps": 60, "train.batch_size": 8, "train.lr": 0.01, "train.warmup": 10,
+                        "train.ema": 0.9, "train.label_drop": 0.2}
+    cfg = load_config(preset="idd_lite", overrides=[f"{key}={value}" for key, value in settings.items()])
     model, diffusion = train_generator(cfg, pairs, pairs, 2, tmp_path / "generator.pt", torch.device("cpu"))
     wanted = torch.tensor([0, 1, 0, 1])
     for w in (1.0, 5.0):
@@ -187,27 +189,26 @@ def test_the_reader_reads_in_any_batch():
 # --------------------------------------------------------------------------------------------------------- fonts
 
 
-def test_letters_are_rendered(fonts, tmp_path):
+def test_letters_are_rendered(fonts):
     """A to Z fill 28 of 32 pixels in one direction, centred, and look like the font; the design is the first word."""
     design, letters = render(fonts / "1.ttf")
     assert design == "Bileron" and letters.shape == (26, 32, 32, 1) and letters.dtype == np.uint8
     inked = letters[..., 0] < 128
-    heights, widths = ([int(np.ptp(np.nonzero(ink.any(axis))[0])) + 1 for ink in inked] for axis in (1, 0))
-    assert 26 <= max(heights + widths) <= 29 and min(heights) > 12
+    sides = []
     for ink in inked:
         ys, xs = np.nonzero(ink)
+        sides += [np.ptp(ys) + 1, np.ptp(xs) + 1]
         assert abs(ys.min() + ys.max() - 31) <= 2 and abs(xs.min() + xs.max() - 31) <= 2
-    drawn = Image.new("L", (64, 64), "white")
-    ImageDraw.Draw(drawn).text((32, 32), "O", "black", ImageFont.load_default(30), anchor="mm")
-    inside = letters[14, 16, 16, 0]
-    assert inside > 200 and np.array(drawn)[32, 32] > 200  # an O is open
-    assert letters[8, 16, 16, 0] < 100  # an I is not
+    assert 27 <= max(sides) <= 28 and max(sides) == sides[2 * labels.LETTERS.index("W") + 1]
+    o, i = letters[labels.LETTERS.index("O")], letters[labels.LETTERS.index("I")]
+    assert o[16, 16] == 255 and o.min() < 60  # an O is open
+    assert i[6:25, 15].max() < 128 and i[:, :12].min() == 255  # an I is a stroke
 
 
 def test_unusable_fonts_are_left_out_and_too_few_refused(fonts, tmp_path, capsys):
-    """Files that are no fonts are named; fewer than ten designs end in a message that says where fonts come from."""
-    designs = read_fonts([fonts])
-    assert len(designs) == 12 and "12 fonts of 12 designs; 2 without letters: empty.otf, text.ttf" in capsys.readouterr().out
+    """Files that are no fonts are named; where fewer than ten designs are left, it is said where fonts come from."""
+    assert len(read_fonts([fonts])) == 12
+    assert "12 fonts of 12 designs; 2 without letters: empty.otf, text.ttf" in capsys.readouterr().out
     (tmp_path / "one.ttf").write_bytes((fonts / "0.ttf").read_bytes())
     with pytest.raises(ValueError, match="1 designs; expected 10 designs or more.*--fonts.*apt-get install"):
         read_fonts([tmp_path])
@@ -228,8 +229,10 @@ def test_designs_are_shared_out():
 
 
 def test_the_study(fonts, tmp_path, monkeypatch, capsys):
-    """A row for each way, of the same seeds; a fifth of the labels is dropped; finished rows stay; others are refused."""
+    """A row for each way, of the same seeds; a fifth of the labels is dropped; what is finished stays."""
     dropped, draw = set(), Diffusion.draw
+    monkeypatch.setattr(labels, "render", lambda path: (  # the fonts differ in how high their letters stand
+        render(path)[0], np.roll(render(path)[1], int(path.stem, 36) % 5, axis=1)))
 
     def call(*options):
         settings = [f"--set={key}={value}" for key, value in SMALL.items()]
@@ -252,7 +255,7 @@ def test_the_study(fonts, tmp_path, monkeypatch, capsys):
     assert np.array_equal(*(np.load(tmp_path / "run" / f"samples_PLMS_3_w_5{end}.npy") for end in ("", "_fewer")))
     assert Image.open(tmp_path / "run" / "letters.png").size == (26 * 68 + 4, 5 * 68 + 4)
     own = np.load(tmp_path / "run" / "samples_own_fonts.npy")
-    assert np.array_equal(own[:26], render(fonts / "0.ttf")[1])
+    assert any(np.array_equal(own[:26], np.roll(render(fonts / "0.ttf")[1], i, axis=1)) for i in range(5))
     printed = capsys.readouterr().out
     assert "156 letters for the generator, 78 for the reader, 78 held out" in printed and "| variety |" in printed
     with pytest.raises(SystemExit, match="choose another --run"):
