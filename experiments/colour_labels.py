@@ -72,14 +72,16 @@ def label_distances(images, labels):
 def under_lamps(images, seed, lamps=LAMPS):
     """Images (N, H, W, 3) uint8, each under as many lamps: (N * lamps, H, W, 3), and the number of the image of each.
 
-    A lamp has a colour between white and one of the eight, nearer to that, and 0.3 to 4 times the strength of daylight.
+    A lamp has a colour between white and one of the eight, nearer to that. The brightest channel of the lit street has
+    a mean anywhere from 0 to 500, beyond white: only what is overexposed is as blue, or as yellow, as the label.
     """
     rng, number = np.random.default_rng(seed), np.repeat(np.arange(len(images)), lamps)
     hues = RGB / np.maximum(RGB.max(axis=1, keepdims=True), 1)
-    hues[NAMES.index("black")] = 1  # no light is no lamp: a weak one does it
+    hues[NAMES.index("black")] = 1  # a weak white lamp
     mix = rng.random((len(number), 1)) ** 0.25
     light = 1 - mix + mix * hues[rng.integers(len(RGB), size=len(number))]
-    light *= np.exp(rng.uniform(np.log(0.3), np.log(4), (len(number), 1)))
+    light /= (light * images.mean(axis=(1, 2))[number]).max(axis=1, keepdims=True).clip(min=1)
+    light *= rng.uniform(0, 500, (len(number), 1))
     lit = np.empty((len(number), *images.shape[1:]), np.uint8)
     for i, n in enumerate(number):
         lit[i] = (images[n] * light[i]).clip(0, 255)

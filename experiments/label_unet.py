@@ -14,6 +14,7 @@ import json
 import math
 import re
 import time
+import zlib
 
 import numpy as np
 import torch
@@ -156,6 +157,11 @@ class Labelled:
         return self.planes[:, :self.channels].float() / 127.5 - 1
 
 
+def checksum(pairs):
+    """A number that tells these pairs from others: a run goes on with its own data only."""
+    return zlib.crc32(pairs.planes.contiguous().numpy())
+
+
 def held_out_planes(held_out, n, device):
     """n of the held-out planes, spread over all of them."""
     return held_out.planes[torch.linspace(0, len(held_out) - 1, min(n, len(held_out))).long()].to(device)
@@ -193,7 +199,7 @@ def train_generator(cfg, pairs, held_out, num_labels, file, device, minutes=math
         return contact_sheet([as_shown(x)], least=64)
 
     about = {"kind": "generator", "network": [num_labels, channels, m["hidden_dim"], m["emb_dim"]],
-             "diffusion": cfg["diffusion"], "images": len(pairs)}
+             "diffusion": cfg["diffusion"], "data": checksum(pairs)}
     model = fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
     return model, diffusion
 
@@ -211,7 +217,7 @@ def train_reader(cfg, target_of, outputs, pairs, held_out, file, device, minutes
     def validate(net):
         return {"val_loss": loss(net, held_out_planes(held_out, c["val_pairs"], device)).item()}
 
-    about = {"kind": "reader", "network": [channels, outputs], "images": len(pairs)}
+    about = {"kind": "reader", "network": [channels, outputs], "data": checksum(pairs)}
     return fit(net, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, minutes=minutes)
 
 
