@@ -1,8 +1,8 @@
 """Streets in a colour that is asked for (seed 004, 4.2.2 and 5.4): eight colour labels, in RGB and in CIE-LAB.
 
-    python -m experiments.colour_labels                                      toy scenes, drawn if need be: MINUTES
+    python -m experiments.colour_labels                                      toy scenes, drawn if need be: 30 minutes
     python -m experiments.colour_labels --preset idd_lite --run runs/colours_idd                  the same, real streets
-    python -m experiments.colour_labels --minutes 3 --n 16 --run runs/colours_toy                 6 minutes
+    python -m experiments.colour_labels --minutes 3 --n 16 --run runs/colours_small               8 minutes
 
 The seed labels a painting by the colour of eight that is nearest to its mean, in RGB, and finds grey paintings under
 purple; in CIE-LAB they are black or white. First this counts that, for streets as they are and under coloured lamps:
@@ -148,8 +148,7 @@ def draw_mislabelled(kinds):
 def run_study(args):
     if args.n < 2:
         raise ValueError("--n is 1: a variance within a label needs 2 or more samples")
-    own = ["model.hidden_dim=16", "train.label_drop=0.2", "train.batch_size=32", "train.steps=12000",
-           "train.val_every=500", "train.preview_every=500", "train.save_every=500", "train.previews=8"]
+    own = ["model.hidden_dim=16", "train.label_drop=0.2", "train.batch_size=32", "train.steps=8000", "train.previews=8"]
     cfg = load_config(args.config, args.preset, own + args.set)
     device = pick_device(cfg["device"])
     splits = read_data(cfg, 0, 1, dry_run=False)

@@ -283,7 +283,7 @@ def run_jobs(run, settings, jobs, draw, measure):
         if name not in results["rows"] or not path.exists():
             labels, drawn, seconds = draw(*arguments)
             row = {"images": name, "n": len(drawn)} | measure(labels, drawn)
-            results["rows"][name] = row | {"s for 15": None if seconds is None else 15 * seconds / len(drawn)}
+            results["rows"][name] = row | {"s for 15": "-" if seconds is None else 15 * seconds / len(drawn)}
             with replacing(path) as opened:
                 np.save(opened, drawn)
             with replacing(file) as opened:

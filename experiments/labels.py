@@ -1,8 +1,8 @@
 """Letters that are asked for (seed 004, 4.4): a small U-Net of labels, trained on the letters of this machine's fonts.
 
     apt-get install fonts-aenigma fonts-lato fonts-freefont-ttf fonts-roboto-unhinted     on Debian: 500 fonts
-    python -m experiments.labels                                              the fonts of this machine: MINUTES
-    python -m experiments.labels --fonts my_fonts --minutes 3 --n 4 --ddpm-n 2 --run runs/labels_toy      6 minutes
+    python -m experiments.labels                                              the fonts of this machine: 40 minutes
+    python -m experiments.labels --fonts my_fonts --minutes 3 --n 4 --ddpm-n 2 --run runs/labels_small    8 minutes
 
 Renders A to Z of every font, 32x32 and grey; fonts whose names begin with the same word are one design, and designs are
 shared out: 50 % to the generator, 30 % to a reader, which scores, 20 % to neither, which the samples are compared with.
@@ -108,7 +108,7 @@ def share_out(designs):
 def run_study(args):
     if min(args.n, args.ddpm_n) < 2:
         raise ValueError(f"--n is {args.n} and --ddpm-n {args.ddpm_n}: a variance within a letter needs 2 or more")
-    own = ["data.flip=0", "model.hidden_dim=16", "train.label_drop=0.2", "train.batch_size=32", "train.steps=12000",
+    own = ["data.flip=0", "model.hidden_dim=16", "train.label_drop=0.2", "train.batch_size=32", "train.steps=8000",
            "train.previews=26"]
     cfg = load_config(preset="idd_lite", overrides=own + args.set)  # the preset has no training settings of its own
     device = pick_device(cfg["device"])

@@ -140,15 +140,20 @@ def test_guidance_of_labels(model, w):
     assert torch.allclose(found, unconditional + w * (conditional - unconditional), atol=1e-4)
 
 
+def train_on_black_and_white(file, **settings):
+    """A generator of images that are black where their label is 0 and white where it is 1."""
+    asked = np.arange(64) % 2
+    pairs = Labelled(np.broadcast_to(255 * asked[:, None, None, None], (64, 16, 16, 1)).astype(np.uint8), asked)
+    settings = SMALL | {"train.batch_size": 8, "train.lr": 0.01, "train.warmup": 10, "train.ema": 0.9,
+                        "train.label_drop": 0.2} | settings
+    cfg = load_config(preset="idd_lite", overrides=[f"{key}={value}" for key, value in settings.items()])
+    return train_generator(cfg, pairs, pairs, 2, file, torch.device("cpu"))
+
+
 def test_a_label_is_learnt(tmp_path, monkeypatch):
     """After 60 steps on black and on white images, samples are as dark as their label asks, at guidance 1 and 5."""
     monkeypatch.setattr(label_unet, "SIZE", 16)
-    asked = np.arange(64) % 2
-    pairs = Labelled((255 * asked)[:, None, None, None].repeat(16, 1).repeat(16, 2).astype(np.uint8), asked)
-    settings = SMALL | {"train.steps": 60, "train.batch_size": 8, "train.lr": 0.01, "train.warmup": 10,
-                        "train.ema": 0.9, "train.label_drop": 0.2}
-    cfg = load_config(preset="idd_lite", overrides=[f"{key}={value}" for key, value in settings.items()])
-    model, diffusion = train_generator(cfg, pairs, pairs, 2, tmp_path / "generator.pt", torch.device("cpu"))
+    model, diffusion = train_on_black_and_white(tmp_path / "generator.pt", **{"train.steps": 60})
     wanted = torch.tensor([0, 1, 0, 1])
     for w in (1.0, 5.0):
         images, _ = draw_labels(model, diffusion, wanted, 1, w, steps=10)
@@ -156,6 +161,15 @@ def test_a_label_is_learnt(tmp_path, monkeypatch):
         assert dark < 80 and light > 175, (w, dark, light)
     again, _ = draw_labels(model, diffusion, wanted[2:], 3, 5.0, steps=10)
     assert np.abs(again.astype(int) - images[2:]).max() <= 1  # the seeds count on from image to image
+
+
+def test_a_training_goes_on(tmp_path, monkeypatch):
+    """Two steps and two more give the weights of four, bit for bit."""
+    monkeypatch.setattr(label_unet, "SIZE", 16)
+    whole, _ = train_on_black_and_white(tmp_path / "whole.pt", **{"train.steps": 4})
+    for steps in (2, 4):
+        resumed, _ = train_on_black_and_white(tmp_path / "parts.pt", **{"train.steps": steps})
+    assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), resumed.parameters()))
 
 
 # ------------------------------------------------------------------------------------------------------ measures
@@ -251,7 +265,7 @@ def test_the_study(fonts, tmp_path, monkeypatch, capsys):
     assert dropped == {0.2} and kept.stat().st_mtime_ns == before
     assert rows["PLMS 3, w = 1"] == first["PLMS 3, w = 1"]
     assert {"own fonts", "PLMS 3, w = 1", "PLMS 3, w = 5", "PLMS 3, w = 5, fewer", "DDPM, w = 5"} <= set(rows)
-    assert rows["PLMS 3, w = 5"]["n"] == 52 and rows["own fonts"]["s for 15"] is None
+    assert rows["PLMS 3, w = 5"]["n"] == 52 and rows["own fonts"]["s for 15"] == "-"
     assert np.array_equal(*(np.load(tmp_path / "run" / f"samples_PLMS_3_w_5{end}.npy") for end in ("", "_fewer")))
     assert Image.open(tmp_path / "run" / "letters.png").size == (26 * 68 + 4, 5 * 68 + 4)
     own = np.load(tmp_path / "run" / "samples_own_fonts.npy")
