@@ -9,17 +9,12 @@ purple; in CIE-LAB they are black or white. First this counts that, for streets 
 how often a label names a colour for a grey image, or a hue that is not the nearest (a table, and mislabelled.png: the
 label in RGB, the one in LAB, and ten streets, for the commonest cases in which the two differ).
 
-Then a small U-Net of labels is trained on 32x32 streets, and asked for each colour at guidance 1, 2, 5 and 15. Streets
-as they are have two labels, black and white; so each is seen under lamps of many colours and strengths, and as many are
-kept of each label. What is in a street tells nothing of its colour then: only the label does.
-
-Writes results.json and colours.png, a row for each guidance, two images of each label. Columns: "labelled as asked" is
-the share of samples whose label is the one asked for; "pixels" and "mean" are the distances to the label's colour, of
-every pixel and of the mean of an image, in RGB (0 to 255) and LAB; "own" and "all" are Frechet distances to held-out
-streets of that label, and of all labels, in the features of a network that names what stands in a street; "variety" is
-the variance of these features, as a share of the held-out ones'. With ± is the 95 % interval: over samples, or over
-labels. The first row are training images. Minutes are those of two CPU cores. Ctrl-C loses nothing: the same command
-goes on.
+Then a small U-Net of labels is trained on 32x32 streets, and asked for each colour at guidance 1, 2, 5 and 15, by PLMS
+in 50 steps. Streets as they are have two labels, black and white; so each is seen under lamps of many colours and
+strengths, and as many are kept of each label. What stands in a street tells nothing of its colour then: only the label
+does. Prints two tables, what their columns are, and writes them to report.md, the rows to results.json, and
+colours.png: a row for each guidance, two images of each label. Minutes are those of two CPU cores. Ctrl-C loses
+nothing: the same command goes on.
 """
 
 import argparse
@@ -28,6 +23,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from skimage.color import rgb2hsv, rgb2lab
 
 from benchmarks.timing import machine, table
@@ -35,7 +31,7 @@ from checkpoint import pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import contact_sheet, fit
 from experiments.label_unet import (SIZE, Labelled, as_shown, compare_features, draw_labels, run_jobs, train_generator,
-                                    train_reader, with_interval)
+                                    train_reader, with_interval, write_report)
 from experiments.score_sde import parse_count, parse_numbers
 from masks import one_hot
 from train import read_data
@@ -45,6 +41,16 @@ COLOURS = {"orange": (255, 165, 0), "green": (0, 128, 0), "blue": (0, 0, 255), "
 NAMES, RGB = list(COLOURS), np.array(list(COLOURS.values()), float)
 LAB = rgb2lab(RGB / 255)
 LAMPS = 32  # of each street
+
+COLUMNS = """\
+labelled as asked: the share of the images whose label is the one that was asked for
+pixels, mean: distance of every pixel, and of the mean of an image, to the label's colour, in RGB (0 to 255) and LAB
+own, all: Frechet distance to held-out streets of the same label, and to all of them, in the features of a network that
+names what stands in a street and which label it has
+variety: the variance of these features within a label, as a share of that of held-out streets
+s for 15: seconds for 15 images
+±: the 95 % interval of a mean over images (labelled as asked, pixels, mean) or over the eight labels (the others)
+training images: which a perfect generator would be like"""
 
 # ------------------------------------------------------------------------------------------------------- colours
 
@@ -57,6 +63,12 @@ def mean_colours(images):
 def nearest(colours, labels):
     """The label (N,) whose colour, a row of `labels`, is nearest to each of colours (N, 3)."""
     return np.linalg.norm(colours[:, None] - labels, axis=2).argmin(axis=1)
+
+
+def labels_of(images, space):
+    """The labels (N,) of images (N, H, W, 3) uint8 in "rgb" or "lab"."""
+    rgb, lab = mean_colours(images)
+    return nearest(rgb, RGB) if space == "rgb" else nearest(lab, LAB)
 
 
 def label_distances(images, labels):
@@ -124,15 +136,14 @@ def read_streets(pairs):
 def label_streets(images, ids, space, seed):
     """Labelled streets under lamps, as many of each label as the rarest has. ValueError where a label has under ten."""
     lit, number = under_lamps(images, seed)
-    rgb, lab = mean_colours(lit)
-    labels = nearest(rgb, RGB) if space == "rgb" else nearest(lab, LAB)
+    labels = labels_of(lit, space)
     counts = np.bincount(labels, minlength=len(NAMES))
     if counts.min() < 10:
         raise ValueError(f"{len(images)} streets under {LAMPS} lamps each: {counts.min()} are "
                          f"{NAMES[counts.argmin()]}; expected 10 or more. Take more streets: toy scenes come from "
                          "python -m data.toy.prepare --train 5000 --val 1000")
     order = np.random.default_rng(seed).permutation(len(lit))
-    kept = np.sort(np.concatenate([order[labels[order] == k][:counts.min()] for k in range(len(NAMES))]))
+    kept = np.concatenate([order[labels[order] == k][:counts.min()] for k in range(len(NAMES))])
     return Labelled(lit[kept], labels[kept], ids[number[kept]])
 
 
@@ -145,6 +156,15 @@ def draw_mislabelled(kinds):
     return contact_sheet(rows, ["by RGB", "by LAB"], least=96)
 
 
+def show_mistakes(streets, run):
+    """Count the mistakes of both spaces; returns the report's part on them and draws mislabelled.png."""
+    plain, kinds = count_mislabelled(streets, "as they are")
+    lit, kinds_lit = count_mislabelled(under_lamps(streets, 2, lamps=2)[0], "under lamps")
+    draw_mislabelled(kinds[:4] + kinds_lit[:6]).save(run / "mislabelled.png")
+    return (f"{table(plain + lit)}\n\nmislabelled.png: {min(4, len(kinds))} rows of streets as they are, then "
+            f"{min(6, len(kinds_lit))} under lamps")
+
+
 def run_study(args):
     if args.n < 2:
         raise ValueError("--n is 1: a variance within a label needs 2 or more samples")
@@ -154,29 +174,29 @@ def run_study(args):
     splits = read_data(cfg, 0, 1, dry_run=False)
     K, streets = len(splits[0].colorbook), [read_streets(pairs) for pairs in splits]
 
-    train_images = streets[0][0]
-    plain, kinds = count_mislabelled(train_images, "as they are")
-    lit, kinds_lit = count_mislabelled(under_lamps(train_images, 2, lamps=2)[0], "under lamps")
     args.run.mkdir(parents=True, exist_ok=True)
-    draw_mislabelled(kinds[:4] + kinds_lit[:6]).save(args.run / "mislabelled.png")
-    print(f"{table(plain + lit)}\n\n{args.run / 'mislabelled.png'}: {min(4, len(kinds))} rows as they are, the others "
-          "under lamps\n")
+    mistakes = show_mistakes(streets[0][0], args.run)
+    print(mistakes)
 
-    half = len(train_images) * 7 // 10
-    own_streets = label_streets(*(part[:half] for part in streets[0]), args.space, 0)
-    for_reader = label_streets(*(part[half:] for part in streets[0]), args.space, 0)
+    cut = len(streets[0][0]) * 7 // 10
+    own_streets = label_streets(*(part[:cut] for part in streets[0]), args.space, 0)
+    for_reader = label_streets(*(part[cut:] for part in streets[0]), args.space, 0)
     held_out = label_streets(*streets[1], args.space, 1)
     print(f"{len(own_streets)} streets for the generator, {len(for_reader)} for the reader, {len(held_out)} held out")
 
-    def shares(planes):  # of the classes in the mask
+    def content(planes):
+        """What the reader names, (B, K + 8): shares of the classes in the mask, and the label; each sums to 1/2."""
         shares = one_hot(planes[:, 3], K).mean(dim=(2, 3))
-        return shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        shares = shares / shares.sum(dim=1, keepdim=True).clamp(min=1e-6)
+        return torch.cat([shares, F.one_hot(planes[:, -1, 0, 0].long(), 8)], dim=1) / 2
 
     model, diffusion = train_generator(cfg, own_streets, held_out, 8, args.run / "generator.pt", device, args.minutes)
-    reader = train_reader(cfg, shares, K, for_reader, held_out, args.run / "reader.pt", device, args.minutes)
+    reader = train_reader(cfg, content, K + 8, for_reader, held_out, args.run / "reader.pt", device, args.minutes)
     logits, real_features = reader.read(held_out.images)
-    missed = (logits.softmax(dim=1) - shares(held_out.planes)).abs().sum(dim=1) / 2
-    print(f"the reader misplaces {with_interval(missed)} of the area of a held-out street\n")
+    missed = (logits[:, :K].softmax(dim=1) - 2 * content(held_out.planes)[:, :K]).abs().sum(dim=1) / 2
+    seen = (logits[:, K:].argmax(dim=1) == held_out.labels).double()
+    print(f"of held-out streets the reader misplaces {with_interval(missed)} of the area, and names the label of "
+          f"{with_interval(seen)}\n")
     precision = pick_precision(cfg["sample"]["precision"], device)
 
     def draw(guidance=None):
@@ -189,9 +209,7 @@ def run_study(args):
         return own_streets.labels[chosen], own_streets.planes[chosen, :3].permute(0, 2, 3, 1).numpy(), None
 
     def measure(labels, images):
-        rgb, lab = mean_colours(images)
-        by_mean = nearest(rgb, RGB) if args.space == "rgb" else nearest(lab, LAB)
-        row = {"labelled as asked": with_interval(by_mean == labels.numpy())}
+        row = {"labelled as asked": with_interval(labels_of(images, args.space) == labels.numpy())}
         row |= {name: with_interval(values) for name, values in label_distances(images, labels.numpy()).items()}
         _, features = reader.read(Labelled(images, labels).images)
         found = compare_features(features, labels, real_features, held_out.labels)
@@ -200,7 +218,7 @@ def run_study(args):
     jobs = {"training images": ()} | {f"w = {w:g}": (w,) for w in args.guidance}
     settings = {"n": args.n, "seed": args.seed, "space": args.space, "training": [cfg["train"]["steps"], args.minutes]}
     rows, images = run_jobs(args.run, settings, jobs, draw, measure)
-    print(f"{machine(device)}, PLMS in 50 steps\n\n{table(rows)}")
+    write_report(args.run, f"{mistakes}\n\n{machine(device)}, PLMS in 50 steps\n\n{table(rows)}\n\n{COLUMNS}\n")
     sheet = [[drawn[i] for k in range(8) for i in (k, 8 + k)[:args.n]] for drawn in images.values()]
     contact_sheet([as_shown(row) for row in sheet], least=64).save(args.run / "colours.png")
     print(f"\n{args.run / 'results.json'}, {args.run / 'colours.png'}: {'; '.join(images)}; {', '.join(NAMES)}")

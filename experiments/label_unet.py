@@ -126,7 +126,7 @@ class Reader(nn.Module):
         """Of images (N, C, 32, 32) in [-1, 1]: logits (N, K) and features (N, 32), float64 on the CPU."""
         device = self.out.weight.device
         features = torch.cat([self.features(part.to(device)) for part in images.split(BATCH)])
-        return self.out(features).double().cpu(), features.double().cpu()
+        return self.out(features).cpu().double(), features.cpu().double()
 
 
 # ------------------------------------------------------------------------------------------------------ training
@@ -290,3 +290,10 @@ def run_jobs(run, settings, jobs, draw, measure):
                 opened.write(json.dumps(results, indent=1).encode())
         images[name] = np.load(path)
     return [results["rows"][name] for name in jobs], images
+
+
+def write_report(run, text):
+    """Print a report, and write it to report.md of the run."""
+    with replacing(run / "report.md") as opened:
+        opened.write(text.encode())
+    print(text)

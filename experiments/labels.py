@@ -1,18 +1,15 @@
 """Letters that are asked for (seed 004, 4.4): a small U-Net of labels, trained on the letters of this machine's fonts.
 
     apt-get install fonts-aenigma fonts-lato fonts-freefont-ttf fonts-roboto-unhinted     on Debian: 500 fonts
-    python -m experiments.labels                                              the fonts of this machine: 40 minutes
+    python -m experiments.labels                                              the fonts of this machine: 45 minutes
     python -m experiments.labels --fonts my_fonts --minutes 3 --n 4 --ddpm-n 2 --run runs/labels_small    8 minutes
 
 Renders A to Z of every font, 32x32 and grey; fonts whose names begin with the same word are one design, and designs are
 shared out: 50 % to the generator, 30 % to a reader, which scores, 20 % to neither, which the samples are compared with.
-Trains both, then asks for each letter at guidance 1, 2, 5 and 15 (PLMS in 50 steps), and with the 1000 steps of DDPM.
-Prints a table and writes results.json and letters.png: A to Z in a row for each way, the same seeds in all. Columns:
-"read as asked" is the share of samples in which the reader sees their letter; "own" and "all" are Frechet distances, in
-the reader's features, of the samples of a letter to the held-out ones of that letter, and to all of them; "variety" is
-their variance there, as a share of the held-out ones'; "s for 15" is the time for 15 samples, as the seed has it. With
-± is the 95 % interval: over samples, or over letters. The first row are letters of the generator's own fonts: what a
-perfect generator would get. Minutes are those of two CPU cores. Ctrl-C loses nothing: the same command goes on.
+Trains both, then asks for each letter at guidance 1, 2, 5 and 15, by PLMS in 50 steps; and for some of each by all 1000
+steps of DDPM, from the same seeds as PLMS, for time and quality. Prints a table, what its columns are, and writes them
+to report.md, the rows to results.json, and letters.png, A to Z in a row for each way. Minutes are those of two CPU
+cores. Ctrl-C loses nothing: the same command goes on.
 """
 
 import argparse
@@ -29,7 +26,7 @@ from checkpoint import pick_device, pick_precision
 from config import command, load_config
 from dataset import contact_sheet
 from experiments.label_unet import (SIZE, Labelled, as_shown, compare_features, draw_labels, run_jobs, train_generator,
-                                    train_reader, with_interval)
+                                    train_reader, with_interval, write_report)
 from experiments.score_sde import parse_count, parse_numbers
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
@@ -37,6 +34,14 @@ FOLDERS = ["/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts",
            "/System/Library/Fonts", "/Library/Fonts", "~/Library/Fonts", "C:/Windows/Fonts"]  # macOS, Windows
 PLMS_STEPS = 50  # the seed's
 LEAST = 10  # designs, of which two are held out: a variance needs two
+
+COLUMNS = """\
+read as asked: the share of the letters in which the reader, trained on other fonts, sees the letter that was asked for
+own, all: Frechet distance, in the reader's features, to held-out letters of the same label, and to all held-out letters
+variety: the variance of these features within a label, as a share of that of held-out letters
+s for 15: seconds for 15 letters, which the seed has as 40 for PLMS and 240 for DDPM
+±: the 95 % interval of a mean over letters drawn (read as asked) or over the 26 labels (the others)
+own fonts: letters that the generator was trained on, which a perfect one would be like"""
 
 # ------------------------------------------------------------------------------------------------------- letters
 
@@ -50,7 +55,10 @@ def render(path):
     for letter in LETTERS:
         canvas = Image.new("L", (8 * SIZE, 8 * SIZE))
         ImageDraw.Draw(canvas).text((4 * SIZE, 4 * SIZE), letter, "white", font, anchor="mm")
-        shapes.append(canvas.crop(canvas.getbbox()))  # its ink; the whole canvas where it has none
+        ink = canvas.getbbox()
+        if ink is None:
+            return None
+        shapes.append(canvas.crop(ink))
     if len({shape.tobytes() for shape in shapes}) < len(LETTERS):  # a font of another script has one box for all
         return None
     scale, images = (SIZE - 4) / max(max(shape.size) for shape in shapes), []
@@ -59,7 +67,8 @@ def render(path):
         image = Image.new("L", (SIZE, SIZE), "white")
         image.paste(shape, ((SIZE - shape.width) // 2, (SIZE - shape.height) // 2))
         images.append(np.array(image)[..., None])
-    return (font.getname()[0] or path.stem).split()[0], np.stack(images)
+    words = (font.getname()[0] or "").split() or [path.stem]
+    return words[0], np.stack(images)
 
 
 def read_fonts(folders):
@@ -82,13 +91,14 @@ def read_fonts(folders):
             designs.setdefault(design, []).append(letters)
         else:
             unusable.append(path.name)
-    print(f"{sum(map(len, designs.values()))} fonts of {len(designs)} designs; {len(unusable)} without letters: "
+    count = sum(map(len, designs.values()))
+    print(f"{count} fonts of {len(designs)} designs; {len(unusable)} without letters: "
           + ", ".join(unusable[:5]) + " ..." * (len(unusable) > 5))
     if len(designs) < LEAST:
-        raise ValueError(f"{', '.join(map(str, folders))}: {len(files)} font files (.ttf, .otf, .ttc) with letters of "
-                         f"{len(designs)} designs; expected {LEAST} designs or more. Name a folder with fonts by "
-                         "--fonts, or install some: on Debian, apt-get install fonts-aenigma fonts-lato "
-                         "fonts-freefont-ttf fonts-roboto-unhinted")
+        where = ", ".join(map(str, folders)) or "this system"
+        raise ValueError(f"{where}: {len(files)} font files (.ttf, .otf, .ttc) with letters of {len(designs)} designs; "
+                         f"expected {LEAST} designs or more. Name a folder with fonts by --fonts, or install some: on "
+                         "Debian, apt-get install fonts-aenigma fonts-lato fonts-freefont-ttf fonts-roboto-unhinted")
     return {design: np.stack(fonts) for design, fonts in sorted(designs.items())}
 
 
@@ -108,6 +118,7 @@ def share_out(designs):
 def run_study(args):
     if min(args.n, args.ddpm_n) < 2:
         raise ValueError(f"--n is {args.n} and --ddpm-n {args.ddpm_n}: a variance within a letter needs 2 or more")
+    # the seed flipped letters at random, and some of its samples are mirrored; it dropped a fifth of the labels
     own = ["data.flip=0", "model.hidden_dim=16", "train.label_drop=0.2", "train.batch_size=32", "train.steps=8000",
            "train.previews=26"]
     cfg = load_config(preset="idd_lite", overrides=own + args.set)  # the preset has no training settings of its own
@@ -146,7 +157,7 @@ def run_study(args):
     settings = {"n": args.n, "ddpm_n": args.ddpm_n, "seed": args.seed,
                 "training": [cfg["train"]["steps"], args.minutes]}
     rows, images = run_jobs(args.run, settings, jobs, draw, measure)
-    print(f"{machine(device)}\n\n{table(rows)}")
+    write_report(args.run, f"{machine(device)}\n\n{table(rows)}\n\n{COLUMNS}\n")
     contact_sheet([as_shown(drawn[:26]) for drawn in images.values()], least=48).save(args.run / "letters.png")
     print(f"\n{args.run / 'results.json'}, {args.run / 'letters.png'}: {'; '.join(images)}")
 
@@ -159,7 +170,7 @@ def main():
     add("--minutes", type=float, default=math.inf, help="at most, of training each of the two networks")
     add("--guidance", type=parse_numbers, default=[1.0, 2.0, 5.0, 15.0], metavar="W[,W...]", help="default: 1,2,5,15")
     add("--n", type=parse_count, default=50, help="samples of each letter at each guidance; default: %(default)s")
-    add("--ddpm-n", type=parse_count, default=4, help="of each letter by DDPM, and by PLMS beside it, at the second "
+    add("--ddpm-n", type=parse_count, default=8, help="of each letter by DDPM, and by PLMS beside it, at the second "
         "guidance; default: %(default)s")
     add("--seed", type=int, default=1, help="of the first sample; default: %(default)s")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of config.yaml: model.hidden_dim=32")

@@ -136,6 +136,7 @@ def test_the_study(tmp_path, monkeypatch, capsys):
     own = np.load(tmp_path / "run" / "samples_training_images.npy")
     assert by_space(own)[1] == NAMES * 3
     printed = capsys.readouterr().out
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") in printed
     assert "| as they are, by RGB | 80 |" in printed and "streets for the generator" in printed
     assert Image.open(tmp_path / "run" / "colours.png").size == (16 * 68 + 4, 2 * 68 + 4)
     assert Image.open(tmp_path / "run" / "mislabelled.png").size[0] == 12 * 100 + 4

@@ -271,6 +271,7 @@ def test_the_study(fonts, tmp_path, monkeypatch, capsys):
     own = np.load(tmp_path / "run" / "samples_own_fonts.npy")
     assert any(np.array_equal(own[:26], np.roll(render(fonts / "0.ttf")[1], i, axis=1)) for i in range(5))
     printed = capsys.readouterr().out
+    assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") in printed
     assert "156 letters for the generator, 78 for the reader, 78 held out" in printed and "| variety |" in printed
     with pytest.raises(SystemExit, match="choose another --run"):
         call("--seed", 9)
