@@ -3,9 +3,10 @@
     model, diffusion = train_generator(cfg, pairs, held_out, 26, "runs/labels/generator.pt", device)
     x = draw_labels(model, diffusion, torch.tensor([0, 1, 2]), seed=1, guidance=2.0, precision="fp32")
 
-The shallow network of seed 004, 4.3 and 4.4: four times down, four times up, linear attention before each, the label's
-embedding added to the time's, and a "zero-label" in place of every fifth label, for guidance. A label is to it what a
-mask is to UNet, so the loss, the guidance and the samplers are those of ddpm.py.
+The shallow network of seed 004, 4.3 and 4.4: four times down, four times up, linear attention before each (the softmax
+form of Shen et al. 2021; the seed cites Li et al. 2020, an expansion of the exponential), the label's embedding added
+to the time's, and a "zero-label" in place of every fifth label, for guidance. A label is to it what a mask is to UNet,
+so the loss, the guidance and the samplers are those of ddpm.py.
 
 Letters used for shapes: B images, C channels, E emb_dim, K labels, n positions, d channels of an attention head.
 """
@@ -37,7 +38,7 @@ BATCH = 128  # samples at a time
 
 
 def linear_attention(q, k, v):
-    """Efficient attention (Shen et al. 2021, 3.2): q, k, v (B, heads, n, d) to (B, heads, n, d).
+    """Efficient attention (Shen et al. 2021): q, k, v (B, heads, n, d) to (B, heads, n, d).
 
     It is A v for A = softmax(q) softmax(k)', the softmax of q over channels and that of k over positions, so that the
     rows of A add up to 1 as they do in ordinary attention. Multiplied from the right, A (n, n) is never there: O(n).
