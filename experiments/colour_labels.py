@@ -74,11 +74,11 @@ def labels_of(images, space):
 def label_distances(images, labels):
     """Distances (N,) of images (N, H, W, 3) uint8 to the colours of labels (N,): "pixels" and "mean" in RGB and LAB."""
     rgb, lab = mean_colours(images)
-    found = {"pixels, RGB": np.linalg.norm(images - RGB[labels][:, None, None], axis=3).mean(axis=(1, 2)),
-             "mean, RGB": np.linalg.norm(rgb - RGB[labels], axis=1)}
-    found["pixels, LAB"] = np.array([np.linalg.norm(rgb2lab(image) - LAB[label], axis=2).mean()
-                                     for image, label in zip(images, labels)])
-    return found | {"mean, LAB": np.linalg.norm(lab - LAB[labels], axis=1)}
+    pixels_lab = [np.linalg.norm(rgb2lab(image) - LAB[label], axis=2).mean() for image, label in zip(images, labels)]
+    return {"pixels, RGB": np.linalg.norm(images - RGB[labels][:, None, None], axis=3).mean(axis=(1, 2)),
+            "mean, RGB": np.linalg.norm(rgb - RGB[labels], axis=1),
+            "pixels, LAB": np.array(pixels_lab),
+            "mean, LAB": np.linalg.norm(lab - LAB[labels], axis=1)}
 
 
 def under_lamps(images, seed, lamps=LAMPS):

@@ -93,6 +93,7 @@ def test_wrong_labels_are_counted():
     assert rgb["purple"] == "60.0%" and lab["white"] == "80.0%" and rgb["blue"] == lab["blue"] == "20.0%"
     assert [(NAMES[a], NAMES[b], len(found)) for a, b, found in kinds] == [("purple", "white", 3)]
     assert np.array_equal(kinds[0][2], images[[0, 2, 3]])
+    assert count_mislabelled(flat(*RGB), "pure")[1] == []
     (rgb, lab), _ = count_mislabelled(flat([110, 140, 110], [90, 120, 230]), "hues")
     assert rgb["another hue is nearer"] == "50.0%"  # a grey green, as purple
     assert lab["another hue is nearer"] == "50.0%"  # a light blue, as purple
