@@ -62,9 +62,9 @@ def test_distances_to_the_label():
         assert values[:8] == pytest.approx([0] * 8, abs=1e-9)
         assert values[8] == pytest.approx(WHITE / 2 if "RGB" in name else 50, abs=0.02)
     wrong = label_distances(images[8:], np.array([NAMES.index("white")]))
-    striped = flat([127, 127, 127])  # the same mean, other pixels
+    grey = flat([127, 127, 127])  # the same mean in RGB, other pixels
     assert wrong["mean, RGB"] == pytest.approx([WHITE / 2]) and wrong["pixels, RGB"] == pytest.approx([WHITE / 2])
-    assert label_distances(striped, np.array([6]))["pixels, LAB"][0] == pytest.approx(53.2, abs=0.1)
+    assert label_distances(grey, np.array([6]))["pixels, LAB"][0] == pytest.approx(53.2, abs=0.1)
 
 
 def test_lamps_light_a_street():
@@ -109,16 +109,18 @@ def test_streets_are_labelled_evenly(space):
     assert counts.min() == counts.max() >= 10 and streets.planes.shape[1:] == (5, 32, 32)
     shown = streets.planes[:, :3].permute(0, 2, 3, 1).numpy()
     assert [NAMES[k] for k in streets.labels] == by_space(shown)[space == "lab"]
-    for street, number in zip(shown[::9], streets.planes[::9, 3, 0, 0].tolist()):
-        plain = images[number].astype(float)
-        light = street.max(axis=(0, 1)) / plain.max(axis=(0, 1))  # where nothing is clipped, the lamp's colour
-        assert street.max() == 255 or np.abs(street - plain * light).max() <= 3
+    unclipped = [i for i, street in enumerate(shown) if street.max() < 255]
+    assert len(unclipped) > 20
+    for i in unclipped:  # a lamp's colour times its own street
+        street, plain = shown[i], images[streets.planes[i, 3, 0, 0]].astype(float)
+        light = street.max(axis=(0, 1)) / plain.max(axis=(0, 1))
+        assert np.abs(street - plain * light).max() <= 3
     with pytest.raises(ValueError, match="expected 10 or more. Take more streets"):
         label_streets(images[:1], ids[:1], space, 0)
 
 
 def test_the_study(tmp_path, monkeypatch, capsys):
-    """Counts and pictures of wrong labels, a row for each guidance, and the same seeds in all."""
+    """Wrong labels are counted and drawn; training images have their labels; a run keeps to its data."""
     root = tmp_path / "prepared"
     write_dataset(root, Colorbook(CLASSES), {split: [(f"flat_{i}", lambda i=i: flat_scene(i)) for i in seeds]
                                              for split, seeds in (("train", range(80)), ("val", range(100, 130)))})
