@@ -30,9 +30,9 @@ from benchmarks.timing import machine, table
 from checkpoint import pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import contact_sheet, fit
+from experiments.common import parse_count, parse_numbers
 from experiments.label_unet import (SIZE, Labelled, as_shown, compare_features, draw_labels, run_jobs, train_generator,
                                     train_reader, with_interval, write_report)
-from experiments.score_sde import parse_count, parse_numbers
 from masks import one_hot
 from train import read_data
 

@@ -27,8 +27,7 @@ from checkpoint import replacing
 from dataset import contact_sheet
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance
-from experiments.score_sde import load_batches
-from experiments.training import autocast, fit
+from experiments.training import autocast, fit, make_loader, spread
 from unet import DoubleConv, Down, Up, time_embedding
 
 SIZE = 32  # height and width of the images
@@ -178,7 +177,7 @@ def train_generator(cfg, pairs, held_out, num_labels, file, device, minutes=math
     nn.init.zeros_(model.out.bias)
     diffusion = Diffusion(**cfg["diffusion"]).to(device)
     seen = held_out_planes(held_out, c["val_pairs"], device)
-    fixed_t = torch.linspace(0, diffusion.T - 1, len(seen)).long()[torch.randperm(len(seen))].to(device)
+    fixed_t = (diffusion.T * spread(len(seen))).long().to(device)
     fixed_eps = noise_like_seeds(range(len(seen)), (channels, *seen.shape[2:]), device)()
 
     def unpack(planes):
@@ -201,7 +200,7 @@ def train_generator(cfg, pairs, held_out, num_labels, file, device, minutes=math
 
     about = {"kind": "generator", "network": [num_labels, channels, m["hidden_dim"], m["emb_dim"]],
              "diffusion": cfg["diffusion"], "data": checksum(pairs)}
-    model = fit(model, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
+    model = fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
     return model, diffusion
 
 
@@ -219,7 +218,7 @@ def train_reader(cfg, target_of, outputs, pairs, held_out, file, device, minutes
         return {"val_loss": loss(net, held_out_planes(held_out, c["val_pairs"], device)).item()}
 
     about = {"kind": "reader", "network": [channels, outputs], "data": checksum(pairs)}
-    return fit(net, loss, load_batches(cfg, pairs, device), c, file, device, about, validate, minutes=minutes)
+    return fit(net, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, minutes=minutes)
 
 
 # ------------------------------------------------------------------------------------------- samples and measures

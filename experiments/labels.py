@@ -25,9 +25,9 @@ from benchmarks.timing import machine, table
 from checkpoint import pick_device, pick_precision
 from config import command, load_config
 from dataset import contact_sheet
+from experiments.common import parse_count, parse_numbers
 from experiments.label_unet import (SIZE, Labelled, as_shown, compare_features, draw_labels, run_jobs, train_generator,
                                     train_reader, with_interval, write_report)
-from experiments.score_sde import parse_count, parse_numbers
 
 LETTERS = "ABCDEFGHIJKLMNOPQRSTUVWXYZ"
 FOLDERS = ["/usr/share/fonts", "/usr/local/share/fonts", "~/.local/share/fonts", "~/.fonts",  # Linux
