@@ -33,7 +33,8 @@ from config import command, load_config
 from dataset import contact_sheet
 from ddpm import noise_like_seeds
 from evaluate import frechet_distance
-from experiments.score_sde import parse_count, parse_numbers, to_images, train_classifier, train_score
+from experiments.common import parse_count, parse_numbers
+from experiments.score_sde import to_images, train_classifier, train_score
 from experiments.training import autocast
 from experiments.ve_sde import (draw_samples, guided_score, largest_distance, log_likelihood, network_score,
                                 see_through_noise, sigma_at, time_at)
