@@ -158,7 +158,7 @@ def load_segmenter(name, colorbook, device):
                          f"{colorbook.source}. Train one on these classes (python -m experiments.segmenter)")
     chosen = [labels.index(label) for label in colorbook.names]  # they alone compete; the winner's place is its id
 
-    def prepare(images):  # for a checkpoint's net: images are enlarged to the size that it takes
+    def prepare(images):  # for a checkpoint's net: "size" is what it takes, "image_size" was that of its images
         x = F.interpolate(images.float(), size=state["size"], mode="bilinear", antialias=True)
         return normalise(x).to(device)
 
@@ -230,7 +230,7 @@ def confusion_matrix(true_ids, predicted_ids, num_classes):
 
 
 def scores(confusion):
-    """Pixel accuracy, mean IoU, and IoU (..., K) float64 per class, of confusion matrices (..., K, K).
+    """Pixel accuracy and mean IoU, floats or lists, and IoU (..., K) float64 of confusion matrices (..., K, K).
 
     IoU = tp / (tp + fp + fn), as Cityscapes' own script and torchmetrics have it: 0 for a class that is predicted and
     not there, NaN and out of the mean only where neither has it.
@@ -291,8 +291,8 @@ def measure_masks(mask, in_real, in_generated, counts, names):
         pairs = zip(torch.from_numpy(ids[true]), torch.from_numpy(ids[seen]))
         matrices = [confusion_matrix(*pair, len(names)) for pair in pairs]
         accuracy, mean_iou, iou = scores(torch.tensordot(counts, torch.stack(matrices).double(), 1))
-        numbers[f"pixel accuracy: {column}"] = torch.tensor(accuracy)
-        numbers[f"mean IoU: {column}"] = torch.tensor(mean_iou)
+        numbers[f"pixel accuracy: {column}"] = torch.tensor(accuracy, dtype=torch.float64)
+        numbers[f"mean IoU: {column}"] = torch.tensor(mean_iou, dtype=torch.float64)
         numbers |= {f"IoU: {column}: {name}": iou[:, k] for k, name in enumerate(names)}
     for score in ("pixel accuracy", "mean IoU"):
         ceiling = numbers[f"{score}: real / mask"]
@@ -335,7 +335,7 @@ def measure_features(real, generated, train, both_counts, features):
     if train is not None and len(train) >= len(generated):
         some = np.random.default_rng(0).choice(len(train), len(generated), replace=False)
         y = in_batches(features, train[some], "features, train").double()
-        numbers[f"{name}, floor"] = frechet_draws(x, y, resample(len(x), len(y), None))
+        numbers[f"{name}, floor"] = frechet_draws(x, y, resample(len(x), len(y), None))  # they are no pairs
     return numbers
 
 
@@ -352,7 +352,8 @@ def measure_diversity(x, y, real_index, real_counts):
         return {}
     images_of = torch.from_numpy(real_index == with_several[:, None]).double()  # a row per mask: 1 for its images
     within = mean_of_pairs(torch.cdist(y, y), images_of)
-    numbers = {"distance within a mask": mean_of(within, real_counts[:, with_several])}
+    mask_counts = real_counts[:, with_several]  # a mask counts as its real image does
+    numbers = {"distance within a mask": mean_of(within, mask_counts)}
     if len(x) > 1:
         numbers["distance between real images"] = mean_of_pairs(torch.cdist(x, x), real_counts)
     return numbers
@@ -378,12 +379,12 @@ def evaluate(args):
 
     # the images, all at the size of the first generated one
     size = read_image(next(iter(find_images(args.fake).values()))).shape[:2]
-    pairs = Pairs(split.parent, split.name, size, memory_gb=math.inf)  # in memory: no map is written beside them
+    pairs = Pairs(split.parent, split.name, size, memory_gb=math.inf)  # without a cache file beside them
     stems = [] if args.unpaired else [stem for stem, *_ in pairs.files]
     files = find_generated(args.fake, stems, args.guidance)
     generated = read_images([path for _, path in files], size)
     train = read_images(list(find_images(args.train).values()), size) if args.train else None
-    planes = pairs.planes.permute(0, 2, 3, 1).numpy()
+    planes = pairs.planes.permute(0, 2, 3, 1).numpy()  # (n, H, W, 4): RGB and class id
     real_index = None  # (m,): for each generated image the number of its real one
     if stems:
         have_fakes, real_index = np.unique([stems.index(stem) for stem, _ in files], return_inverse=True)

@@ -177,7 +177,7 @@ def read_colors(rgb, colorbook, path):
         H, W = off.shape
         if step == 1:
             index = snapped  # of all pixels: a blend of two classes may have the exact color of a third
-        else:
+        else:  # only some pixels were looked at: exact ones keep their color
             index = np.where(off, snapped.repeat(step, axis=0).repeat(step, axis=1)[:H, :W], index)
     is_class = index < len(colorbook)  # rather than black or white
     return np.where(is_class, index, UNLABELLED).astype(np.uint8), float(off.mean())
@@ -221,7 +221,7 @@ def snap(rgb, colors):
     is_stroke = ~far & ~blend
     index = torch.where(is_stroke, nearest, index)
     unknown = far & (spread <= 2)
-    if unknown.sum() <= 0.01 * (~solid).sum():  # so few even spots are edges by chance: refuse only a photograph
+    if unknown.sum() <= 0.01 * (~solid).sum():  # so few are bits of edges, not painted: only a photograph is refused
         is_photograph = (far & ~blend).float().mean() > 0.25
         unknown = far & is_photograph
     return index.numpy(), unknown.numpy()
@@ -241,7 +241,7 @@ def one_hot(ids, num_classes):
 
 
 def draw_bars(colorbook, texts, lengths=None):
-    """One line per class: its colour, its id and name, a text, and a bar of length 0..1 for experiments/count.py."""
+    """A line for each class: its colour, id, name and a text; with lengths 0..1 (experiments/count.py) a bar too."""
     image = Image.new("RGB", (300 if lengths is None else 700, 22 * len(colorbook) + 10), "white")
     draw, font = ImageDraw.Draw(image), ImageFont.load_default(14)
     for k, (name, rgb) in enumerate(colorbook.classes.items()):

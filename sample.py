@@ -47,7 +47,7 @@ def resolve(args, state=None):
     s is the `sample` part of the checkpoint's config, changed by what was named, with guidances, size and device added.
     state is the checkpoint where it was loaded before.
     """
-    cfg = load_config(args.config, args.preset, args.set)  # leaves the checkpoint aside, and tells which run it is of
+    cfg = load_config(args.config, args.preset, args.set)  # without a checkpoint: tells where it is, and the device
     for key in parse_overrides(args.set):
         if not key.startswith("sample.") and key not in ("out", "device"):
             raise ValueError(f"--set {key}: the checkpoint has its own; here --set takes sample.*, out and device")
@@ -140,7 +140,7 @@ def read_masks(path, colorbook, size):
 
 
 def count_per_mask(masks, names, colorbook, n):
-    """{stem: how many images} of the masks that have classes of these names, n for each of them on average.
+    """{stem: how many images} of the masks that have classes of these names, on average n for each such mask.
 
     Each class gets equally many, spread over the masks that have it: the rarer the classes of a mask, the more of it.
     """
@@ -154,15 +154,14 @@ def count_per_mask(masks, names, colorbook, n):
             weights[stem] += 1 / len(having)
     if not weights:
         raise ValueError(f"no mask has {' or '.join(names)}: nothing to make")
-    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)  # rounded sums: none is lost
+    ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)  # running sums, rounded below
     print(f"{n * len(weights)} images of {len(weights)} masks")
     return dict(zip(weights, np.diff(ends.round(), prepend=0).astype(int).tolist()))
 
 
 def read_edit(args, mask, colorbook, size):
-    """prepare_edit() of the files that were named, and "settings", which tell the edit in the PNG of a result.
-
-    ValueError: sizes differ, or nothing or all would be redrawn.
+    """prepare_edit()'s dict for the files that were named: the whole image and mask, and real, ids and keep at `size`;
+    with "settings", which tell the edit in the PNG of a result. ValueError: other sizes, or nothing or all is new.
     """
     image, ids = read_image(args.image), read_mask(mask, colorbook)[0]
     masks, reference = Path(args.image).absolute().parent.parent / "masks", args.redraw or args.image_mask
@@ -195,7 +194,7 @@ def plan(state, s, masks, counts=None, edits=None):
     """
     common = {key: s[key] for key in ("guidance_interval", "sampler", "steps", "eta", "precision")}
     common |= {"checkpoint": str(state["path"]), "trained_steps": state["step"],
-               "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy())}  # training changes the last layer
+               "weights_crc32": zlib.crc32(state["ema"]["out.weight"].numpy())}  # any training changes it
     jobs, first = [], s["seed"]
     for stem, n in (counts or dict.fromkeys(masks, s["n"])).items():
         of_mask = {"mask": stem}
@@ -302,7 +301,10 @@ def sample_jobs(jobs, masks, model, diffusion, s, autocast, edits=None, show=Tru
 
 
 def draw_sheet(jobs, masks, colorbook, out, edits=None):
-    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; 8 a row without masks."""
+    """sheet.png: a row per mask, or per mask and seed with a column for each guidance; 8 a row without masks.
+
+    At most 50 rows of 17 cells.
+    """
     rows, guidances = {}, list(dict.fromkeys(job["guidance"] for job in jobs))
     for i, job in enumerate(jobs):
         if not masks:
