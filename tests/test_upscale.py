@@ -1,4 +1,4 @@
-"""Four times larger: the condition, crops, tiles, the sampler with an exact network, and each command."""
+"""Four times larger: the condition, crops, tiles, the sampler with an exact network, each command, the study."""
 
 import json
 import shutil
@@ -10,12 +10,11 @@ import torch
 from conftest import CLASSES, LOOKS, flat_scene
 from PIL import Image
 
-import evaluate
 from checkpoint import build, save_checkpoint
 from config import load_config
 from data.common import write_dataset
 from ddpm import Diffusion, dpm_solver, noise_like_seeds
-from experiments import upscale
+from experiments import upscale, upscale_study
 from experiments.segmenter import main as train_judge
 from masks import Colorbook, save_mask
 from unet import UNet
@@ -51,24 +50,32 @@ def test_crops_lie_on_their_condition(monkeypatch):
     monkeypatch.setattr(upscale, "HIGHEST", 1e-6)
     torch.manual_seed(0)
     planes = smooth(6, 48, 64)
-    crops, condition = upscale.cut_crops(planes, 3, (16, 24), mask_drop=0.0)
+    lacking, condition = upscale.cut_crops(planes, 3, (16, 24), 0.0, deviation=0.5)
+    crops = condition[:, :3] + 0.5 * lacking
     assert crops.shape == (6, 3, 16, 24) and condition.shape == (6, 7, 16, 24)
     assert (crops - condition[:, :3]).abs().mean() < .03 < .2 < (crops[:-1] - condition[1:, :3]).abs().mean()
     assert (condition[:, 5] == (crops[:, 0] * 127.5 + 127.5 > 127.1)).all() and (condition[:, 4:].sum(dim=1) == 1).all()
     windows = planes[:, :3].float().unfold(2, 16, 1).unfold(3, 24, 1) / 127.5 - 1  # (B, 3, rows, columns, 16, 24)
-    places = [torch.nonzero((windows[i] == crops[i, :, None, None]).all(dim=(0, 3, 4))).tolist() for i in range(6)]
+    same = (windows - crops[:, :, None, None]).abs().amax(dim=(1, 4, 5)) < 1e-5
+    places = [same[i].nonzero().tolist() for i in range(6)]
     assert len({str(place) for place in places}) == 6 and all(places)
 
 
 def test_noise_is_told_and_masks_are_dropped():
-    """The small image has noise of the deviation that the plane tells, and a dropped mask is zero everywhere."""
+    """The small image has noise of the deviation that the plane tells, and a dropped mask is zero everywhere.
+
+    What is diffused has deviation 1 at every level.
+    """
     torch.manual_seed(0)
     grey = torch.full((64, 4, 64, 64), 128, dtype=torch.uint8) * torch.tensor([1, 1, 1, 0]).view(4, 1, 1).byte()
-    _, condition = upscale.cut_crops(grey, 3, (64, 64), mask_drop=0.5)
+    lacking, condition = upscale.cut_crops(grey, 3, (64, 64), 0.5, deviation=0.01)
     gain = upscale.enlarge(torch.randn(64, 3, 16, 16)).std()
-    told = condition[:, 3].mean(dim=(1, 2)) * upscale.HIGHEST
+    told = (condition[:, 3].mean(dim=(1, 2)) - 1) * upscale.HIGHEST
     assert told.min() < 0.2 * upscale.HIGHEST and told.max() > 0.8 * upscale.HIGHEST
     torch.testing.assert_close(condition[:, :3].std(dim=(1, 2, 3)), told * gain, rtol=.1, atol=2e-3)
+    assert gain == pytest.approx(upscale.NOISE_GAIN, abs=.02)
+    noisy = told > 0.04  # a flat image lacks nothing but the noise
+    torch.testing.assert_close(lacking.std(dim=(1, 2, 3))[noisy], torch.ones(noisy.sum()), rtol=.1, atol=0)
     shares = condition[:, 4:].mean(dim=(1, 2, 3)) * 3
     assert set(shares.tolist()) == {0.0, 1.0} and .2 < shares.mean() < .8
 
@@ -119,7 +126,8 @@ def exact(monkeypatch):
     """A network that knows the large image: the enlarged small one, 0.5 brighter where the mask has class 2."""
 
     def forward(self, x, t, mask=None, *, features=None, keep=None):
-        lacking = (features[:, 6:7] * 0.5 - features[:, 3:4] * 0.1).expand_as(x) / 0.2
+        level = (features[:, 3:4] - 1) * upscale.HIGHEST
+        lacking = (features[:, 6:7] * 0.5 - level).expand_as(x) / (0.2**2 + (upscale.NOISE_GAIN * level) ** 2).sqrt()
         a, s = DIFFUSION.coefficients(t)
         return a * (x - a * lacking) / s - s * lacking
 
@@ -137,7 +145,7 @@ def test_an_exact_network(exact, tile):
     larger = upscale.upscale(model, DIFFUSION, 0.2, small, mask, 0.0, [1, 2], 5, tile)
     torch.testing.assert_close(larger, upscale.enlarge(small) + 0.5 * mask[:, 2:], atol=2e-3, rtol=0)
     noisy = upscale.upscale(model, DIFFUSION, 0.2, small, mask, upscale.HIGHEST / 2, [1, 2], 5, tile)
-    noise = noisy - larger + 0.05  # the exact network was told level 0.5 in its plane
+    noise = noisy - larger + upscale.HIGHEST / 2  # the exact network takes the level that it is told away
     assert .3 < (noise / (upscale.HIGHEST / 2)).std() < 1.2 and noise.mean().abs() < .02
     one = upscale.upscale(model, DIFFUSION, 0.2, small[1:], mask[1:], upscale.HIGHEST / 2, [2], 5, tile)
     torch.testing.assert_close(one, noisy[1:], atol=1e-4, rtol=0)  # an image depends on its own seed alone
@@ -197,6 +205,12 @@ def test_from_a_mask_to_a_large_image(folder, tmp_path, monkeypatch):
     made = {name: pixels(tmp_path / name / files[0].name) for name in ("same", "without", "tiles")}
     assert (made["same"] == pixels(files[0])).all() and made["tiles"].shape == (32, 64, 3)
     assert (made["without"] != made["same"]).any() and (made["tiles"] != made["without"]).any()
+    changed, kept = ((tmp_path / "without" / path.name).stat().st_mtime_ns for path in files)
+    Image.new("RGB", (16, 8)).save(tmp_path / "out" / "small" / files[0].name)
+    call(monkeypatch, *options, "--images", tmp_path / "out" / "small", "--out", tmp_path / "without")
+    assert (tmp_path / "without" / files[0].name).stat().st_mtime_ns != changed
+    assert (tmp_path / "without" / files[1].name).stat().st_mtime_ns == kept
+    shutil.rmtree(tmp_path / "out" / "small")
     written = files[0].stat().st_mtime_ns
     call(monkeypatch, *options, "--mask", folder / "masks" / "street.png", "--n", 3, "--out", tmp_path / "out")
     assert files[0].stat().st_mtime_ns == written and len(list((tmp_path / "out").glob("street_*.png"))) == 3
@@ -206,24 +220,21 @@ def test_from_a_mask_to_a_large_image(folder, tmp_path, monkeypatch):
 
 def test_the_study(folder, flat_root, tmp_path, monkeypatch, capsys):
     """A row for each way, its PSNR that of the files; finished rows stay; another setting is refused."""
-    monkeypatch.setattr(evaluate, "load_inception", lambda *_: None)
+    monkeypatch.setattr(upscale_study, "LEVELS", (0.0, 0.2))
+    out = tmp_path / "study"
 
-    def run_here(name, *arguments):
-        monkeypatch.setattr(sys, "argv", [name, *map(str, arguments)])
-        evaluate.main()
+    def call_study(*options):
+        words = ["upscale_study", "--root", flat_root, "--run", folder / "run", "--out", out, "--device", "cpu",
+                 "--judge", folder / "judge" / "checkpoint.pt", "--steps", 2, "--count", 3, *options]
+        monkeypatch.setattr(sys, "argv", [str(word) for word in words])
+        upscale_study.main()
 
-    monkeypatch.setattr(upscale, "run_program", run_here)
-    monkeypatch.setattr(upscale, "LEVELS", (0.0, 0.2))
-    run = tmp_path / "run"
-    shutil.copytree(folder / "run", run)
-    options = ["--root", flat_root, "--run", run, "--judge", folder / "judge" / "checkpoint.pt", "--steps", 2,
-               "--count", 3]
-    call(monkeypatch, *options, "--small", folder / "small.pt", settings=SMALL)
-    file = run / "evaluation" / "results.json"
-    rows, floor = (json.loads(file.read_text())[key] for key in ("rows", "floor"))
-    assert list(rows) == ["real, bicubic", "real, Lanczos", "real, 2 steps", "cascade, bicubic", "cascade, Lanczos",
-                          "cascade, noise 0", "cascade, noise 0.2", "real, 1 step", "real, in tiles"]
-    masks = sorted((run / "evaluation" / "masks").glob("*.png"))
+    call_study("--small", folder / "small.pt")
+    file = out / "results.json"
+    rows = json.loads(file.read_text())["rows"]
+    assert list(rows) == ["real, bicubic", "real, Lanczos", "real, 1 step", "real, 2 steps", "real, 2 steps, no mask",
+                          "real, 2 steps, in tiles", "cascade, bicubic", "cascade, noise 0", "cascade, noise 0.2"]
+    masks = sorted((out / "masks").glob("*.png"))
     assert len(masks) == 3
     errors = []
     for path in masks:
@@ -233,24 +244,23 @@ def test_the_study(folder, flat_root, tmp_path, monkeypatch, capsys):
         error = (np.array(small.resize((64, 32), Image.Resampling.BICUBIC)).astype(float) - np.array(real)) ** 2
         errors.append(10 * np.log10(255**2 / error.mean()))
     assert float(rows["real, bicubic"]["PSNR"].split()[0]) == pytest.approx(np.mean(errors), abs=.05)
-    assert rows["cascade, noise 0"]["PSNR"] == "" and rows["real, in tiles"]["s an image"] > 0
-    report = json.loads((run / "evaluation" / "report_real_1_step" / "report.json").read_text())["numbers"]
-    assert rows["real, 1 step"]["SSIM"].startswith(f"{report['SSIM']['value']:.3f} [")
-    for kind, columns in (("real", 8), ("cascade", 7)):
-        sheet = Image.open(run / "evaluation" / f"{kind}.png")
+    assert rows["cascade, noise 0"]["PSNR"] == "" and rows["cascade, noise 0"]["s an image"] > 0
+    told = [pixels(out / f"real_2_steps{end}" / masks[0].name) for end in ("", "_no_mask")]
+    assert (told[0] != told[1]).any()
+    for kind, columns in (("real", 9), ("cascade", 6)):
+        sheet = Image.open(out / f"{kind}.png")
         assert sheet.size == (columns * (4 * 64 + 4) + 4, 3 * (4 * 32 + 4) + 4 + 18)
     before = file.stat().st_mtime_ns
-    call(monkeypatch, *options, "--small", folder / "small.pt", settings=SMALL)
-    printed = capsys.readouterr().out
-    assert file.stat().st_mtime_ns == before and "| real, in tiles |" in printed
-    assert floor > 0 and printed.count(f"training images is {floor:.3f}") == 2
+    call_study("--small", folder / "small.pt")
+    assert file.stat().st_mtime_ns == before and "| real, 2 steps, in tiles |" in capsys.readouterr().out
     with pytest.raises(SystemExit, match="rename"):
-        call(monkeypatch, *options, "--small", tmp_path / "nowhere.pt", settings=SMALL)
+        call_study("--small", tmp_path / "nowhere.pt")
 
 
 @pytest.mark.parametrize("case, words", [
     (["--level", 0.3], "--level 0.3: expected 0 to 0.25"), (["--tile", "20x20"], "multiples of 8"),
-    (["--run", "nowhere", "--images", "x"], "no such checkpoint"), (["--images", "odd"], "odd.png is 9x16"),
+    (["--set", "data.root=x"], "given as --root"),
+    (["--run", "nowhere", "--images", "x"], "no such checkpoint"), (["--images", "odd"], "odd.png: 9x16"),
     (["--images", "odd", "--out", "odd"], "the small images are in it"),
     (["--mask", "masks/street.png", "--small", "other.pt"], "its classes are sky, sea")])
 def test_mistakes(folder, tmp_path, monkeypatch, case, words):
@@ -274,11 +284,11 @@ def test_it_learns_what_shrinking_erases(tmp_path, monkeypatch):
     call(monkeypatch, "--root", tmp_path / "data", "--run", tmp_path / "run", settings=[
         *SMALL, "diffusion.T=1000", "model.hidden_dim=8", "train.steps=60", "train.lr=0.002", "train.warmup=10",
         "train.val_every=60", "train.preview_every=60"])
-    network, errors = upscale.load_upscaler(tmp_path / "run", torch.device("cpu")), []
+    network, errors = upscale.Upscaler(tmp_path / "run", torch.device("cpu")), []
     for i in range(200, 204):
         image, ids = make(i)
         small = upscale.to_uint8(upscale.shrink(torch.from_numpy(image).permute(2, 0, 1)[None]))[0]
-        ways = (network(small, ids, 1, level=0.0, steps=1, tile=None), upscale.filter_one(small, None, 1, "bicubic"))
+        ways = network(small, ids, 1, level=0.0, steps=1), upscale_study.by_filter(small, ids, 1, "bicubic")
         errors.append([np.square(made.astype(int) - image).mean() for made in ways])
     ours, filtered = np.mean(errors, axis=0)
     assert ours < 0.8 * filtered
