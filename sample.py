@@ -21,7 +21,6 @@ import math
 import time
 import zlib
 from collections import defaultdict
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -356,19 +355,15 @@ def run(args):
         masks_folder.mkdir(exist_ok=True)
         colorbook.save(folder / "colorbook.json")
 
-    # each process makes its share of every guidance, and writes a batch while the device works on the next one
+    # each process makes its share of every guidance
     mine = sorted(todo, key=lambda job: s["guidances"].index(job["guidance"]))[rank::ranks]
     try:
-        with ThreadPoolExecutor() as pool:
-            written = ()
-            for batch, images in sample_jobs(mine, masks, model, diffusion, s, autocast, edits, show=rank == 0):
-                list(written)  # waits for the files of the last batch, and raises their errors
-                if args.as_dataset:  # masks first: an image that is there has its mask
-                    for job in batch:
-                        ids = edits[job["mask"]]["mask"] if edits else masks[job["mask"]]
-                        save_mask(ids, file_of(job, masks_folder), colorbook)
-                written = pool.map(save, batch, images, [images_folder] * len(batch))
-            list(written)
+        for batch, images in sample_jobs(mine, masks, model, diffusion, s, autocast, edits, show=rank == 0):
+            for job, image in zip(batch, images):
+                if args.as_dataset:  # first, so that an image that is there has its mask
+                    ids = edits[job["mask"]]["mask"] if edits else masks[job["mask"]]
+                    save_mask(ids, file_of(job, masks_folder), colorbook)
+                save(job, image, images_folder)
     except KeyboardInterrupt:  # command() prints the text
         finished = sum(settings_of(file_of(job, images_folder)) == json.dumps(job) for job in jobs)
         raise KeyboardInterrupt(f"{finished} of {len(jobs)} images are in {images_folder}; --resume makes the rest")

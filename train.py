@@ -124,22 +124,28 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
             bar.update(batch_size)
             stopped_by = max(received, default=0)
             if ranks > 1:  # a signal that any process got; exchanged by the CPUs, so that no GPU has to wait
-                stopped_by = all_reduce(torch.tensor(stopped_by), dist.ReduceOp.MAX).item()
+                of_all = torch.tensor(stopped_by)
+                dist.all_reduce(of_all, dist.ReduceOp.MAX)
+                stopped_by = of_all.item()
             due = {name for name in ("log", "val", "preview", "save")
                    if step % c[f"{name}_every"] == 0 or step == c["steps"]}
             if not due and not stopped_by:
                 continue
 
+            # whatever is due, a row of the log belongs to it
             seconds, row_seconds = time.monotonic() - started, time.monotonic() - row_started
-            sums /= ranks * (step - logged_step)
-            loss_mean, norm_mean = (all_reduce(sums) if ranks > 1 else sums).tolist()
+            if ranks > 1:
+                dist.all_reduce(sums)
+            loss_mean, norm_mean = (sums / ranks / (step - logged_step)).tolist()
             check_finite(loss_mean, norm_mean, scaler, step, checkpoint)
             if rank == 0:
                 row = {"step": step, "epoch": images / len(pairs), "seconds": seconds, "loss": loss_mean,
                        "grad_norm": norm_mean, "images_per_s": (step - logged_step) * batch_size / row_seconds}
                 if "val" in due:
                     at_once = batch_size // ranks // c["accumulate"]
-                    row |= validation_row(model, ema, diffusion, held_out, c["val_pairs"], at_once, device, autocast)
+                    how = diffusion, held_out, c["val_pairs"], at_once, device, autocast
+                    row |= validate(ema, *how)
+                    row["val_eps_raw"] = validate(model, *how)["val_eps"]
                     bar.write(f"step {step}: loss {loss_mean:.4f}, "
                               f"val_loss {row['val_loss']:.4f}, val_eps {row['val_eps']:.4f}")
                 append_log(log, row)  # before the checkpoint: after a crash between the two start_log() drops the row
@@ -162,12 +168,6 @@ def training_loop(cfg, model, diffusion, autocast, pairs, held_out, device, rank
     print(f"{checkpoint}: {step} steps in {seconds / 60:.1f} minutes; next: "
           f"python sample.py --checkpoint {quote(str(checkpoint))} --mask ...")
     return 0
-
-
-def all_reduce(x, op=dist.ReduceOp.SUM):
-    """The sum, or what op says, of the tensor x over all processes."""
-    dist.all_reduce(x, op)
-    return x
 
 
 def wrap(model, c, ranks, device):
@@ -213,10 +213,10 @@ def stop_signals():
 
 @torch.no_grad()
 def validate(model, diffusion, pairs, count, batch_size, device, autocast):
-    """Errors on held-out pairs, masks given, at fixed noise and at t spread evenly over 0..T-1.
+    """Errors on held-out pairs, masks given, at fixed noise and at t spread evenly over 0..T-1: columns of the log.
 
-    Returns the mean error of what the network predicts, its means in the four quarters of t (NaN for one without a
-    pair), and the mean error of the noise, which compares networks that predict different things.
+    val_loss is the mean error of what the network predicts, QUARTERS has its means in the four quarters of t (NaN for
+    one without a pair), val_eps is the mean error of the noise, which compares networks that predict different things.
     """
     n = min(count, len(pairs))
     chosen = torch.linspace(0, len(pairs) - 1, n).round().long()
@@ -231,15 +231,8 @@ def validate(model, diffusion, pairs, count, batch_size, device, autocast):
             error, eps_error = diffusion.errors(model, x0, mask, t[part].to(device), draw_noise())
         errors.append(torch.stack([error, eps_error]))
     error, eps_error = torch.cat(errors, dim=1).cpu()
-    quarters = [error[t * 4 // diffusion.T == quarter].mean().item() for quarter in range(4)]
-    return error.mean().item(), quarters, eps_error.mean().item()
-
-
-def validation_row(model, ema, *settings):
-    """validate() of the EMA and of the raw weights, as {column of the log: value}; settings are its other arguments."""
-    val_loss, quarters, val_eps = validate(ema, *settings)
-    _, _, val_eps_raw = validate(model, *settings)
-    return dict(zip(QUARTERS, quarters)) | {"val_loss": val_loss, "val_eps": val_eps, "val_eps_raw": val_eps_raw}
+    columns = {name: error[t * 4 // diffusion.T == quarter].mean().item() for quarter, name in enumerate(QUARTERS)}
+    return columns | {"val_loss": error.mean().item(), "val_eps": eps_error.mean().item()}
 
 
 @torch.no_grad()

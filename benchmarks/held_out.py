@@ -55,9 +55,9 @@ def held_out(checkpoint, split, n, show_data, out):
     s, K, colorbook = state["config"]["sample"], len(pairs.colorbook), pairs.colorbook
     for weights in ("model", "ema"):
         model.load_state_dict(state[weights])
-        loss, _, eps_error = validate(model, diffusion, pairs, len(pairs), s["batch_size"], device, autocast)
-        print(f"step {state['step']}, {split}, {len(pairs)} pairs, {weights}: loss {loss:.5f}, "
-              f"error on eps {eps_error:.5f}")
+        errors = validate(model, diffusion, pairs, len(pairs), s["batch_size"], device, autocast)
+        print(f"step {state['step']}, {split}, {len(pairs)} pairs, {weights}: loss {errors['val_loss']:.5f}, "
+              f"error on eps {errors['val_eps']:.5f}")
 
     planes = spread(pairs, n)
     images = []

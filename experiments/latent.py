@@ -189,8 +189,7 @@ def train_pixel(cfg, pairs, held_out, file, device, minutes):
         return diffusion.loss(net, x0, mask, *diffusion.draw(x0.shape, c["label_drop"], device))
 
     def measure(net):
-        error, _, eps_error = validate(net, diffusion, held_out, c["val_pairs"], c["batch_size"], device, nullcontext)
-        return {"val_loss": error, "val_eps": eps_error}
+        return validate(net, diffusion, held_out, c["val_pairs"], c["batch_size"], device, nullcontext)
 
     return fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, measure, minutes=minutes)
 
