@@ -17,7 +17,7 @@ import yaml
 PROJECT = Path(__file__).with_name("config.yaml")
 
 
-# a kind of value is (its type, what is expected in words, the test of a value of that type)
+# A kind of value is a triple: its type, what is expected in words, and a test of a value of that type.
 
 
 def whole(low=1, high=10**9):
@@ -153,30 +153,32 @@ def load_config(path=None, preset=None, overrides=(), base=None):
     Later ones go over earlier ones:
       1. the project's config.yaml
       2. `base`, the config of a checkpoint; keys that no longer exist are left out
-      3. the preset, as the project has it (with `preset` given by the caller, after 4: it was asked for by name)
-      4. the file `path`
-      5. the preset, as the file has it
+      3. the preset, as the project has it
+      4. the file `path`, where one is named; before 3 if the caller names the preset
+      5. the preset, as that file has it
       6. `overrides`, texts key.sub=value
     The preset that a file names goes with its data: it is left out where an override names another data.root. An empty
     `out` becomes runs/<name of the data>.
     """
     project, project_presets = read_yaml(PROJECT)
-    file_settings, file_presets = read_yaml(path or PROJECT)
-    if base and not path:
-        file_settings = {}  # no file was named, and the settings of a checkpoint go over the project's
+    own, own_presets = read_yaml(path) if path else ({}, {})
     base = {key: value for key, value in flatten(base or {}).items() if key in SETTINGS}
-    path, given, presets = path or PROJECT, parse_overrides(overrides), project_presets | file_presets
-    name = checked("preset", preset or file_settings.get("preset", ""), path)
+    given = parse_overrides(overrides)
+
+    # a file may name a preset; a checkpoint has all settings already
+    named_by = own if path else {} if base else project
+    name = checked("preset", preset or named_by.get("preset", ""), path or PROJECT)
+    presets = project_presets | own_presets
     if name and name not in presets:
-        raise ValueError(f"{path}: no preset is called {name!r}; there are {', '.join(map(str, presets))}")
+        raise ValueError(f"{path or PROJECT}: no preset is called {name!r}; there are {', '.join(map(str, presets))}")
     if name and not preset and "data.root" in given:
         print(f"data.root is {given['data.root']}, so the preset {name!r} is not used (--preset {name} would)")
         name = ""
-    project_preset = f"{PROJECT}, preset {name}", project_presets.get(name, {})
-    file_layer = path, file_settings
-    middle = [file_layer, project_preset] if preset else [project_preset, file_layer]
-    # without a file these are the project's once more, and its preset, last, wins
-    layers = [(PROJECT, project), ("config", base), *middle, (f"{path}, preset {name}", file_presets.get(name, {}))]
+
+    layers = [(PROJECT, project), ("config", base)]
+    middle = [(f"{PROJECT}, preset {name}", project_presets.get(name, {})), (path, own)]
+    layers += reversed(middle) if preset else middle
+    layers += [(f"{path}, preset {name}", own_presets.get(name, {}))]
     settings = {key: checked(key, value, where) for where, layer in layers for key, value in layer.items()}
     missing = SETTINGS.keys() - settings.keys()
     if missing:

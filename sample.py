@@ -40,22 +40,26 @@ FLAGS = ("mask", "n", "sampler", "steps", "seed", "batch_size", "out")  # each i
 TOY_WEIGHTS = Path(__file__).parent / "data" / "toy" / "weights.pt"  # how they were trained: experiments/RESULTS.md
 
 
+def find_checkpoint(args, cfg):
+    """The path of --checkpoint, or of the run that cfg names; toy weights where the toy run was not trained yet."""
+    run = Path(cfg["out"])
+    if args.checkpoint or run.exists() or cfg["data"]["root"] != "data/toy/prepared":
+        return Path(args.checkpoint or run / "checkpoint.pt")
+    print(f"{run} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
+    return TOY_WEIGHTS
+
+
 def resolve(args, state=None):
-    """The checkpoint as a dict, and the settings s of the samples, as a dict too; what does not go together is refused.
+    """The checkpoint as a dict, and the settings s of the samples, as a dict too. ValueError: they do not fit together.
 
     s is the `sample` part of the checkpoint's config, changed by what was named, with guidances, size and device added.
     state is the checkpoint where it was loaded before.
     """
-    cfg = load_config(args.config, args.preset, args.set)  # without a checkpoint: tells where it is, and the device
     for key in parse_overrides(args.set):
         if not key.startswith("sample.") and key not in ("out", "device"):
             raise ValueError(f"--set {key}: the checkpoint has its own; here --set takes sample.*, out and device")
-    if state is None:
-        path = Path(args.checkpoint or Path(cfg["out"]) / "checkpoint.pt")
-        if not args.checkpoint and not path.parent.exists() and cfg["data"]["root"] == "data/toy/prepared":
-            print(f"{path.parent} was not trained yet: using the weights that come with the project, {TOY_WEIGHTS}")
-            path = TOY_WEIGHTS
-        state = load_checkpoint(path)
+    cfg = load_config(args.config, args.preset, args.set)  # tells where the checkpoint is
+    state = state or load_checkpoint(find_checkpoint(args, cfg))
     s = load_config(args.config, args.preset, args.set, base=state["config"])["sample"]
     s["mask"] = cfg["sample"]["mask"] or s["mask"]  # the only setting in which config.yaml goes over the checkpoint
     for key in FLAGS:
@@ -67,14 +71,18 @@ def resolve(args, state=None):
         s["guidances"] = list(dict.fromkeys(checked("sample.guidance", w, where) for w in args.guidance.split(",")))
     if args.unconditional is not None:
         s["guidances"] = [0.0]
-    T = state["config"]["diffusion"]["T"]
     if s["sampler"] == "ddpm":
-        s["steps"] = T
+        s["steps"] = state["config"]["diffusion"]["T"]
     s["out"] = args.as_dataset or s["out"]
     s["size"] = tuple(state["config"]["data"]["size"])
     s["device"] = pick_device(args.device or cfg["device"])
+    check_together(args, state, s)
+    return state, s
 
-    # what does not go together
+
+def check_together(args, state, s):
+    """ValueError for flags, settings and a checkpoint that do not go together."""
+    T = state["config"]["diffusion"]["T"]
     if s["steps"] > T:
         raise ValueError(f"--steps {s['steps']}: expected 1..{T}, the checkpoint's T")
     if (args.image_mask or args.redraw) and not args.image:
@@ -91,7 +99,6 @@ def resolve(args, state=None):
         raise ValueError("no mask: give --mask FILE_OR_FOLDER, set sample.mask in the config, or use --unconditional N")
     elif Path(s["mask"]).resolve() == Path(s["out"], "masks" if args.as_dataset else ".").resolve():
         raise ValueError(f"{s['mask']}: the masks are in it; choose another folder for the images with --out")
-    return state, s
 
 
 def load_network(state, s):
