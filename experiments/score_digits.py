@@ -131,12 +131,13 @@ class WideResNet(nn.Sequential):
 
 
 class Judge(nn.Sequential):
-    """A plain convolutional network of another make, (B, 2, 32, 32) to (B, 10); all but its last layer: features."""
+    """A plain convolutional network, (B, channels, 32, 32) to (B, 10); its last layer reads features (B, 64)."""
 
-    def __init__(self):
+    def __init__(self, channels=2):
         super().__init__(
-            nn.Conv2d(2, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 10))
+            nn.Conv2d(channels, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(64 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 # ----------------------------------------------------------------------------------------------------- the study
