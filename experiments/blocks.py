@@ -38,7 +38,7 @@ from dataset import contact_sheet, to_uint8
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance, in_batches, load_inception
 from experiments.common import draw_curves, parse_count
-from experiments.score_digits import SIZE, Digits, Judge, label_of, read_digits
+from experiments.score_digits import SIZE, Digits, read_by, read_digits, train_judge
 from experiments.training import autocast, fit, make_loader, read, spread
 from unet import UNet, time_embedding
 
@@ -309,31 +309,10 @@ def draw_digits(net, diffusion, seeds, steps, cfg, device):
 # ----------------------------------------------------------------------------------------------------- the study
 
 
-def train_judge(cfg, pairs, held_out, file, device):
-    """A classifier of digits in [-1, 1], which come as they are: grey levels and contrast count."""
-    torch.manual_seed(cfg["seed"])
-    judge = Judge(channels=1).to(device, memory_format=torch.channels_last)
-
-    def loss(net, planes):
-        return F.cross_entropy(net(to_range(planes)).float(), label_of(planes).long())
-
-    @torch.no_grad()
-    def validate(net):
-        right = [net(to_range(part)).argmax(dim=1) == label_of(part) for part in held_out.planes.to(device).split(100)]
-        return {"accuracy": torch.cat(right).float().mean().item()}
-
-    about = {"kind": "judge", "channels": 1, "seed": cfg["seed"], "train": cfg["train"]}
-    return fit(judge, loss, make_loader(cfg, pairs, device), cfg["train"], file, device, about, validate)
-
-
 def make_measure(judge, inception, real, device):
     """A function from digits (N, 32, 32) uint8 to {distance: value}, to the digits `real`, less those `known`."""
-    layers = nn.Sequential(*list(judge)[:-1])
-
-    @torch.no_grad()
     def judge_features(digits):
-        parts = torch.from_numpy(digits)[:, None].to(device).split(100)
-        return torch.cat([layers(to_range(part)).double().cpu() for part in parts])
+        return read_by(judge, torch.from_numpy(digits)[:, None].to(device) / 255)[1]
 
     def inception_features(digits):
         colored = np.repeat(digits[..., None], 3, axis=3)

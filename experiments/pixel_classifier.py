@@ -353,7 +353,7 @@ def draw_maps(rows, shown, n, out):
 
 
 def load_sources(args, device, precision):
-    """{name: network}: the checkpoints by their folders, and random weights; args.root is that of all, if not given."""
+    """{name: network}, the checkpoints by their folders and random weights; and the data's root, by default theirs."""
     names = [path.absolute().parent.name for path in args.checkpoint]
     if len(set(names)) < len(names):
         raise ValueError(f"the checkpoints lie in folders called {', '.join(names)}, their names in the tables: "
@@ -364,8 +364,8 @@ def load_sources(args, device, precision):
         found = ", ".join(f"{name} on {root}" for root, name in roots.items())
         raise ValueError(f"the checkpoints were trained on different folders: {found}. What one is judged on, another "
                          "may have been trained on: name the folder by --root if none has seen its test split")
-    args.root = args.root or Path(sources[names[0]].about["root"])
-    return sources | {RANDOM: load_source(args.checkpoint[0], device, precision, trained=False)}
+    sources[RANDOM] = load_source(args.checkpoint[0], device, precision, trained=False)
+    return sources, args.root or Path(sources[RANDOM].about["root"])
 
 
 def plan(sources, device, precision):
@@ -407,31 +407,24 @@ def resume(file, made_with):
     return results
 
 
-def read_data(root, sizes):
-    """{size: {split: Pairs}}: train, and val and test where they are there."""
-    splits = [split for split in ("val", "test") if (root / split).is_dir()]
-    if not splits:
-        raise ValueError(f"{root}: neither val/ nor test/ is there to judge on")
-    data = {}
-    for size in sizes:
-        data[size] = {split: Pairs(root, split, size, memory_gb=math.inf) for split in ("train", *splits)}
-    return data
-
-
 def run_study(args):
     device = pick_device("auto")
     precision = pick_precision("auto", device)
-    sources = load_sources(args, device, precision)
-    size = sources[RANDOM].size
-    data = read_data(args.root, {source.size for source in sources.values()})
-    judged, n_all = data[size], len(data[size]["train"])
-    splits = list(judged)[1:]
-    legend = "\n".join(describe(name, source, judged[splits[-1]], data[source.size][splits[-1]], args.root)
+    sources, root = load_sources(args, device, precision)
+    splits = [split for split in ("val", "test") if (root / split).is_dir()]
+    if not splits:
+        raise ValueError(f"{root}: neither val/ nor test/ is there to judge on")
+    data, size = {}, sources[RANDOM].size
+    for each in {source.size for source in sources.values()}:
+        data[each] = {split: Pairs(root, split, each, memory_gb=math.inf) for split in ("train", *splits)}
+    judged = data[size]
+    legend = "\n".join(describe(name, source, judged[splits[-1]], data[source.size][splits[-1]], root)
                        for name, source in sources.items())
     print(legend)
+    n_all = len(judged["train"])
     sizes = sorted({n_all if n == "all" else n for n in args.sizes})
     if sizes[-1] > n_all:
-        raise ValueError(f"--sizes {sizes[-1]}: {args.root}/train has only {n_all} pairs")
+        raise ValueError(f"--sizes {sizes[-1]}: {root}/train has only {n_all} pairs")
     shown_n = min(sizes, key=lambda n: abs(n - 20))
     shown = torch.linspace(0, len(judged[splits[-1]]) - 1, SHOWN).long().tolist()
 
@@ -448,7 +441,8 @@ def run_study(args):
         for row, n in tqdm(runs, f"draw {draw + 1} of {args.draws}", unit="run"):
             name, split = f"{row}, {n} images, draw {draw}", splits[-1] if row in rows else splits[0]
             if name not in results["runs"]:
-                (own_size, method), folder = (rows | cells)[row], args.out / "unfinished" / name
+                own_size, method = (rows | cells)[row]
+                folder = args.out / "unfinished" / name
                 steps = args.steps * (ALL_STEPS if n == n_all else 1)
                 predict = method(take(data[own_size]["train"], order[:n]), draw, steps, folder)
                 if draw == 0 and row in rows:
@@ -459,7 +453,8 @@ def run_study(args):
                 results["runs"][name] = {"row": row, "n": n, "draw": draw} | found
                 with replacing(args.out / "results.json") as file:
                     file.write(json.dumps(results).encode())
-                shutil.rmtree(folder, ignore_errors=True)
+                if folder.exists():
+                    shutil.rmtree(folder)
             finished.append(results["runs"][name])
 
         write_report(finished, rows, args, legend, judged, sizes, shown_n)

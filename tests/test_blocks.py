@@ -13,7 +13,8 @@ from test_score_digits import write_idx
 
 from ddpm import Diffusion
 from experiments import blocks
-from experiments.blocks import (ROWS, Attention, ConvNeXtBlock, GreyUNet, Judge, ResNetBlock, build_network,
+from experiments.score_digits import Judge
+from experiments.blocks import (ROWS, Attention, ConvNeXtBlock, GreyUNet, ResNetBlock, build_network,
                                 count_parameters, make_measure, make_plan, match_width, measure_costs, summarise)
 
 BLOCKS = {"resnet": ResNetBlock, "adagn": lambda *sizes: ResNetBlock(*sizes, adaptive=True), "convnext": ConvNeXtBlock}
@@ -273,7 +274,7 @@ def test_the_judge_sees_contrast():
     """Digits have distance 0 to themselves, and more where they are half as bright or their ground is grey."""
     torch.manual_seed(0)
     digits = np.random.default_rng(0).integers(0, 2, (80, 32, 32)).astype(np.uint8) * 200
-    measure = make_measure(Judge(channels=1), None, digits, torch.device("cpu"))
+    measure = make_measure(Judge(), None, digits, torch.device("cpu"))
     assert measure(digits)["Frechet"] < 1e-6
     assert measure(digits // 2)["Frechet"] > 1e-3 and measure(digits // 2 + 100)["Frechet"] > 1e-3
     assert measure(digits, known=["Frechet"]) == {}
