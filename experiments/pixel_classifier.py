@@ -283,7 +283,7 @@ def describe(name, source, judged, resized, root):
     line = (f"- {name}: {source.size[0]}x{source.size[1]}, with{'' if about['masks'] else 'out'} masks, "
             f"{about['steps']} steps on the train split of {about['root']}; the true masks at its size have mean IoU "
             f"{reached:.3f}")
-    if Path(about["root"]).resolve() != root.resolve():
+    if about["steps"] and Path(about["root"]).resolve() != root.resolve():
         line += f". **Not of {root}: whether it saw what it is judged on is unknown**"
     return line
 

@@ -3,7 +3,7 @@
     python -m experiments.score_digits --data ../shared/data/mnist        a folder with MNIST's files: 40 minutes
     python -m experiments.score_digits                                    downloaded by torchvision, to data/mnist
     python -m experiments.score_digits --data ... --minutes 1.5 --n 2 --steps 50 --scales 0,1,10 --run runs/digits_toy
-                                                                          5 minutes
+                                                                          3 minutes
 
 Trains three networks (a score network and a wide residual classifier of noisy digits on 60 % of the digits, a judge of
 clean ones on 30 % that these never saw), then samples each digit at every scale of the classifier's gradient: how many
