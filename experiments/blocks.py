@@ -1,9 +1,9 @@
 """Which blocks help a small DDPM of digits (seed 003, Table 1)? AdaGN, ConvNeXt, a cosine schedule, attention.
 
-    python -m experiments.blocks --data ../shared/data/mnist              a folder with MNIST's files: 140 minutes
+    python -m experiments.blocks --data ../shared/data/mnist              a folder with MNIST's files: 75 minutes
     python -m experiments.blocks                                          downloaded by torchvision, to data/mnist
     python -m experiments.blocks --data ... --trainings 1 --draws 2 --n 100 --set train.steps=300 --out runs/blocks_toy
-                                                                          7 minutes
+                                                                          6 minutes
 
 Six networks learn to draw digits: a ResNet DDPM, four that differ from it in one thing, and our own U-Net of DoubleConv
 with as many parameters. They are compared in three ways: after equally many steps; after the time that DDPM took for
@@ -14,14 +14,15 @@ weights are given.
 
 --out gets report.md (tables, and what their columns are), results.json, digits.png (a column for each network),
 curves.png (distance over time), checkpoints and samples, half a gigabyte. Ctrl-C loses nothing: the same command goes
-on. Minutes are those of two CPU cores with bf16, reckoned from single steps on one thread: 95 of training (a step of 32
-digits takes DDPM 0.12 s there, ConvNeXt of DDPM's number of parameters 0.24), 40 of drawing 75,000 digits, 5 for the
-rest.
+on. On two CPU cores with bf16, training takes about 45 minutes (a step of 32 digits takes DDPM 0.11 s on one core,
+ConvNeXt of DDPM's number of parameters 0.22), drawing 43,000 digits 25 and the rest 5.
 """
 
 import argparse
+import copy
 import json
 import statistics
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -37,25 +38,25 @@ from dataset import contact_sheet, to_uint8
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance, in_batches, load_inception
 from experiments.common import draw_curves, parse_count
-from experiments.score_digits import SIZE, Digits, Judge, label_of, read_by, read_digits
-from experiments.score_sde import train_classifier
+from experiments.score_digits import SIZE, Digits, read_by, read_digits, train_judge
 from experiments.training import autocast, fit, make_loader, read, spread
 from unet import UNet, time_embedding
 
 ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (its Table 1; 50 epochs of MNIST at 32x32)
-    "DDPM": ("resnet", True, "linear", 47.081),
-    "AdaGN": ("adagn", True, "linear", 49.303),
-    "ConvNeXt": ("convnext", True, "linear", 44.001),
-    "cosine": ("resnet", True, "nichol", 46.541),
-    "no attention": ("resnet", False, "linear", 52.476),
-    "DoubleConv": ("doubleconv", False, "linear", None)}
+    "DDPM": ("resnet", True, "linear", "47.08"),
+    "AdaGN": ("adagn", True, "linear", "49.30"),
+    "ConvNeXt": ("convnext", True, "linear", "44.00"),
+    "cosine": ("resnet", True, "nichol", "46.54"),
+    "no attention": ("resnet", False, "linear", "52.48"),
+    "DoubleConv": ("doubleconv", False, "linear", "")}
 COMPARISONS = ("equal steps", "equal time", "equal parameters")
 GROUPS = 4  # of a GroupNorm
-SMAX = 1.0  # of the judge's noise, which it never sees: at t = 0 sigma does not depend on it
+SAME_TIME, SAME_PARAMETERS = 0.05, 0.15  # shares within which a network of equal steps stands for the matched one too
+FINER = 5  # times as many steps of the sampler, in which "cosine" is compared with "DDPM" once more
 
 # -------------------------------------------------------------------------------------------------------- blocks
-# Each takes x (B, in, H, W) and a time embedding (B, E) to (B, out, H, W), and begins as its shortcut: the last layer
-# of its other branch is zero.
+# A block takes x (B, in, H, W) and a time embedding (B, E) to (B, out, H, W), attention x alone. Both begin as their
+# shortcut: the last layer of the other branch is zero.
 
 
 def zeroed(layer):
@@ -99,8 +100,8 @@ class ResNetBlock(nn.Module):
 class ConvNeXtBlock(nn.Module):
     """Depthwise 7x7, LayerNorm over the channels of each pixel, Linear, GELU, Linear (Liu et al. 2022).
 
-    In between there are twice the channels, as in the seed's appendix A, where the paper has four times. The time,
-    which a classifier does not need, is added before the norm.
+    Between the two Linear there are twice the channels, as in the seed's appendix A; the paper has four times as many.
+    The time, which the paper's classifier does not have, is added before the norm.
     """
 
     def __init__(self, in_ch, out_ch, emb_dim):
@@ -140,7 +141,7 @@ class Attention(nn.Module):
 class BlockUNet(nn.Module):
     """A U-Net of one kind of block for grey images (B, 1, H, W) and t (B,), H and W multiples of 8; gives (B, 1, H, W).
 
-    width      of the first level; the four have 1, 2, 4 and 4 times as many channels, rounded to a multiple of 4
+    width      the four levels have 1, 2, 4 and 4 times as many channels, rounded to multiples of 4
     block      "resnet", "adagn" or "convnext"
     attention  after the blocks of the two lower levels, and in the middle
 
@@ -210,10 +211,15 @@ def count_parameters(*network):
 
 
 def match_width(block, attention, width, emb_dim):
-    """The width whose parameters are nearest in number to those of DDPM at `width`; our own U-Net's are even."""
+    """The width whose parameters are nearest in number to DDPM's at `width`, or `width` itself where they are near."""
     target = count_parameters(*ROWS["DDPM"][:2], width, emb_dim)
-    widths = range(max(4, width // 4 * 2), 2 * width + 1, 2 if block == "doubleconv" else 1)
-    return min(widths, key=lambda w: abs(count_parameters(block, attention, w, emb_dim) - target))
+    widths = range(max(4, width // 4 * 2), 2 * width + 1, 2 if block == "doubleconv" else 1)  # our own U-Net's are even
+
+    def difference(candidate):
+        return abs(count_parameters(block, attention, candidate, emb_dim) / target - 1)
+
+    near = width in widths and difference(width) <= SAME_PARAMETERS
+    return width if near else min(widths, key=difference)
 
 
 # ----------------------------------------------------------------------------------- one network: train and draw
@@ -229,24 +235,27 @@ def eps_errors(net, diffusion, x0, t, eps):
     return diffusion.errors(lambda x, t, mask, keep: net(x, t), x0, None, t, eps)
 
 
-def measure_costs(networks, planes, diffusion, precision, device):
-    """{network: seconds of a training step: forward, backward, AdamW}; networks are arguments of build_network().
+def measure_costs(networks, planes, diffusion, c, device, rounds=40):
+    """{network: seconds of a training step}; networks are arguments of build_network(), c the `train` part of a config.
 
-    Medians of ten, taken in turn, so that whatever else the machine does slows all of them alike.
+    Medians over the rounds, in each of which all take a step in turn: whatever else the machine does slows all alike.
     """
     x0, parts, seconds = to_range(planes), {}, {network: [] for network in networks}
     for network in networks:
         net = build_network(*network).to(device, memory_format=torch.channels_last)
-        parts[network] = net, torch.optim.AdamW(net.parameters(), fused=True)
-    for _ in tqdm(range(12), "seconds of a step", unit="round"):
-        for network, (net, optimizer) in parts.items():
+        parts[network] = net, copy.deepcopy(net), torch.optim.AdamW(net.parameters(), fused=True)
+    for _ in tqdm(range(2 + rounds), "seconds of a step", unit="round"):
+        for network, (net, ema, optimizer) in parts.items():  # the step of fit(), with digits that are there already
             started = now(device)
             t, eps, _ = diffusion.draw(x0.shape, device=device)
-            with autocast(precision, device):
+            optimizer.zero_grad()
+            with autocast(c["precision"], device):
                 loss = eps_errors(net, diffusion, x0, t, eps)[0].mean()
             loss.backward()
+            torch.nn.utils.clip_grad_norm_(net.parameters(), c["grad_clip"])
             optimizer.step()
-            optimizer.zero_grad()
+            with torch.no_grad():
+                torch._foreach_lerp_(list(ema.parameters()), list(net.parameters()), 1 - c["ema"])
             seconds[network].append(now(device) - started)
     return {network: statistics.median(values[2:]) for network, values in seconds.items()}  # the first two warm up
 
@@ -275,7 +284,8 @@ def train_row(name, width, seed, steps, cfg, digits, held_out, out, device):
 
     torch.manual_seed(seed)
     net = build_network(*network).to(device, memory_format=torch.channels_last)
-    about = {"kind": "digits", "network": list(network), "diffusion": d, "seed": seed}
+    recipe = {key: value for key, value in cfg["train"].items() if key != "steps"}
+    about = {"kind": "digits", "network": list(network), "diffusion": d, "seed": seed, "train": recipe}
     file = out / f"{name.replace(' ', '_')}_w{width}_seed{seed}.pt"
     if file.exists() and read(file, "digits")["step"] > steps:
         raise ValueError(f"{file} is past step {steps}, whose digits are missing in {out}: delete it to train it anew")
@@ -284,14 +294,14 @@ def train_row(name, width, seed, steps, cfg, digits, held_out, out, device):
         return net, diffusion, validate(net)["val_eps"]
 
 
-def draw_digits(net, diffusion, seeds, cfg, device):
-    """Digits (N, 32, 32) uint8 of the seeds, by the config's sampler."""
+def draw_digits(net, diffusion, seeds, steps, cfg, device):
+    """Digits (N, 32, 32) uint8 of the seeds, in `steps` steps of the config's sampler."""
     s, parts = cfg["sample"], []
     eps_fn = guided_eps(net, diffusion)
     for part in tqdm(torch.tensor(seeds).split(100), f"{len(seeds)} digits", unit="batch", leave=False):
         noise = noise_like_seeds(part.tolist(), (1, SIZE, SIZE), device)
         with autocast(cfg["train"]["precision"], device):
-            x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], s["steps"], s["eta"])
+            x = sample(eps_fn, noise, diffusion.alpha_bar, s["sampler"], steps, s["eta"])
         parts.append(to_uint8(x)[..., 0])
     return np.concatenate(parts)
 
@@ -299,15 +309,10 @@ def draw_digits(net, diffusion, seeds, cfg, device):
 # ----------------------------------------------------------------------------------------------------- the study
 
 
-def make_judge(cfg, pairs, held_out, real, out, inception, device):
-    """A function from digits (N, 32, 32) uint8 to {distance: value}, to the digits `real`."""
-    torch.manual_seed(cfg["seed"])
-    about = {"kind": "judge", "smax": SMAX, "encoding": "log sigma", "highest": 0.0}
-    judge = train_classifier(Judge(), label_of, cfg, pairs, held_out, out / "judge.pt", about, device)
-
+def make_measure(judge, inception, real, device):
+    """A function from digits (N, 32, 32) uint8 to {distance: value}, to the digits `real`, less those `known`."""
     def judge_features(digits):
-        x = torch.from_numpy(digits)[:, None].to(device) / 255
-        return torch.cat([read_by(judge, part, SMAX)[1] for part in x.split(100)])
+        return read_by(judge, torch.from_numpy(digits)[:, None].to(device) / 255)[1]
 
     def inception_features(digits):
         colored = np.repeat(digits[..., None], 3, axis=3)
@@ -327,36 +332,38 @@ def make_judge(cfg, pairs, held_out, real, out, inception, device):
 def make_plan(cfg, planes, device):
     """{row: {comparison: {"width", "steps", "cost"}}}; the cost is seconds of a step, measured here."""
     steps, width, emb_dim = cfg["train"]["steps"], cfg["model"]["hidden_dim"], cfg["model"]["emb_dim"]
-    networks = {}  # of each row, at its own width and with as many parameters as DDPM; DoubleConv's own is the second
+    networks = {}  # of each row, at its own width and with about DDPM's number of parameters; one for DoubleConv
     for name, (block, attention, *_) in ROWS.items():
         matched = match_width(block, attention, width, emb_dim)
         widths = (matched if block == "doubleconv" else width, matched)
         networks[name] = [(block, attention, w, emb_dim) for w in widths]
     costs = measure_costs(set(sum(networks.values(), [])), planes, Diffusion(**cfg["diffusion"]).to(device),
-                          cfg["train"]["precision"], device)
+                          cfg["train"], device)
     plan, time_of_ddpm = {}, steps * costs[networks["DDPM"][0]]
     for name, (own, matched) in networks.items():
         same_time = max(1, round(time_of_ddpm / costs[own]))
+        if abs(same_time / steps - 1) <= SAME_TIME:
+            same_time = steps
         choices = zip(COMPARISONS, (own, own, matched), (steps, same_time, steps))
         plan[name] = {comparison: {"width": network[2], "steps": count, "cost": costs[network]}
                       for comparison, network, count in choices}
     return plan
 
 
-def points_of(runs):
-    """[(width, steps)] at which a row's digits are drawn: its ends in the plan, and a quarter and half of the way."""
+def points_of(runs, draws):
+    """{(width, steps): sets of digits to draw there} of a row: `draws` at its ends in the plan, one on the way."""
     own = runs["equal steps"]
-    on_the_way = {(own["width"], max(1, own["steps"] // part)) for part in (4, 2)}
-    return sorted(on_the_way | {(run["width"], run["steps"]) for run in runs.values()})
+    on_the_way = {(own["width"], max(1, own["steps"] // part)): 1 for part in (4, 2)}
+    return dict(sorted((on_the_way | {(run["width"], run["steps"]): draws for run in runs.values()}).items()))
 
 
-def name_point(name, width, seed, steps):
-    return f"{name.replace(' ', '_')}_w{width}_seed{seed}_{steps}"
+def name_point(name, width, seed, steps, finer=False):
+    return f"{name.replace(' ', '_')}_w{width}_seed{seed}_{steps}" + "_finer" * finer
 
 
 def study(args):
     own_settings = ["data.flip=0", f"data.size=[{SIZE},{SIZE}]", "model.hidden_dim=16", "model.emb_dim=128",
-                    "diffusion.prediction=eps", "train.batch_size=32", "train.steps=4000",
+                    "diffusion.prediction=eps", "train.batch_size=32", "train.steps=2500",
                     "sample.sampler=ddim", "sample.steps=50", "sample.eta=1"]  # a deterministic sampler leaves noise
     cfg = load_config(preset="idd_lite", overrides=own_settings + args.set)  # a preset without training settings
     device, out = pick_device(cfg["device"]), args.out
@@ -368,34 +375,47 @@ def study(args):
     for_networks, for_judge, held_out = (Digits(images[part], labels[part]) for part in cuts)
     print(f"{len(for_networks)} digits for the networks, {len(for_judge)} for the judge, {len(held_out)} held out")
 
-    out.mkdir(parents=True, exist_ok=True)
-    file, settings = out / "results.json", {"digits": len(images), "n": args.n, "draws": args.draws, "config": cfg}
-    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "points": {}}
+    (out / "samples").mkdir(parents=True, exist_ok=True)
+    file = out / "results.json"
+    settings = {"digits": [len(images), zlib.crc32(images)], "n": args.n, "draws": args.draws, "config": cfg}
+    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "floor": {}, "points": {}}
     if results["settings"] != settings:
         raise ValueError(f"{file}: begun with other digits, --n, --draws or --set: choose another --out, or delete it")
+
+    def write_results():
+        with replacing(file) as opened:
+            opened.write(json.dumps(results, indent=1).encode())
+
+    def measure_point(name, width, seed, steps, sets, finer=False):
+        """Train to a point, draw `sets` sets of digits there and measure them: what of this is not done yet."""
+        key = name_point(name, width, seed, steps, finer)
+        samples, point = out / "samples" / f"{key}.npy", results["points"].setdefault(key, {"draws": []})
+        if "val_eps" not in point or not samples.exists():
+            net, diffusion, val_eps = train_row(name, width, seed, steps, cfg, for_networks, held_out, out, device)
+            sampler_steps = cfg["sample"]["steps"] * (FINER if finer else 1)
+            with replacing(samples) as opened:
+                np.save(opened, draw_digits(net, diffusion, range(1, sets * args.n + 1), sampler_steps, cfg, device))
+            point |= {"val_eps": val_eps, "draws": [{} for _ in range(sets)]}
+        for draw, digits in zip(point["draws"], np.load(samples).reshape(sets, args.n, SIZE, SIZE)):
+            draw |= measure(digits, draw)
+        write_results()
+
+    write_results()  # from here on other settings are refused
     # the judge sees no digit that the networks learn from, nor the held-out ones
-    measure = make_judge(cfg, for_judge, held_out, held_out.planes[:, 0].numpy(), out, inception, device)
-    results["floor"] = measure(for_networks.planes[: args.n, 0].numpy())
+    judge = train_judge(cfg, for_judge, held_out, out / "judge.pt", device)
+    measure = make_measure(judge, inception, held_out.planes[:, 0].numpy(), device)
+    results["floor"] |= measure(for_networks.planes[: args.n, 0].numpy(), results["floor"])
     if "plan" not in results:
         results["plan"] = make_plan(cfg, for_networks.planes[: cfg["train"]["batch_size"]].to(device), device)
+        write_results()
 
     for seed in range(args.trainings):
         for name, runs in results["plan"].items():
-            for width, steps in points_of(runs):  # one training passes through all points of its width
-                key = name_point(name, width, seed, steps)
-                samples, point = out / "samples" / f"{key}.npy", results["points"].setdefault(key, {"draws": []})
-                if "val_eps" not in point or not samples.exists():
-                    net, diffusion, val_eps = train_row(name, width, seed, steps, cfg, for_networks, held_out, out,
-                                                        device)
-                    point |= {"val_eps": val_eps, "draws": []}
-                    samples.parent.mkdir(exist_ok=True)
-                    with replacing(samples) as opened:
-                        np.save(opened, draw_digits(net, diffusion, range(1, args.draws * args.n + 1), cfg, device))
-                sets = np.load(samples).reshape(args.draws, args.n, SIZE, SIZE)
-                known = point["draws"] or [{}] * args.draws
-                point["draws"] = [before | measure(digits, before) for before, digits in zip(known, sets)]
-                with replacing(file) as opened:
-                    opened.write(json.dumps(results, indent=1).encode())
+            for (width, steps), sets in points_of(runs, args.draws).items():  # one training passes through all of them
+                measure_point(name, width, seed, steps, sets)
+            if seed == 0 and name in ("DDPM", "cosine"):
+                run = runs["equal steps"]
+                measure_point(name, run["width"], seed, run["steps"], 1, finer=True)
         write_report(results, out, seed + 1, f"{machine(device)}, {cfg['train']['precision']}", len(held_out))
         draw_curves(collect_curves(results, seed + 1), "Frechet distance over seconds of training", True,
                     True).save(out / "curves.png")
@@ -406,24 +426,36 @@ def study(args):
 # ---------------------------------------------------------------------------------------------------- the report
 
 EXPLANATION = """\
-- width: channels of the first level; the lower ones have 2, 4 and 4 times as many.
+- width factor: the levels have 1, 2, 4 and 4 times as many channels, rounded to multiples of 4.
 - s a step: median seconds of a training step, measured in turn with the other networks' before the study began.
 - error in eps: mean squared error of the noise predicted in held-out digits, at fixed t and noise; mean of the seeds.
   Not to be compared across schedules: with the cosine a t stands for another level of noise.
 - Frechet: distance of {n} drawn digits to the {held_out} held-out ones in the features of the digit classifier Judge;
-  no FID. Mean and standard deviation over {draws} draws of each of the {trainings} training seeds.
-- Frechet, by seed: mean and standard deviation over the draws of each training. What differs by less than the seeds of
-  one network do is not shown to differ.
-- FID: the same two in Inception's 2048 features (torch-fidelity); so few digits make it too high.
+  no FID. Mean over all trainings and draws.
+- Frechet, trainings: mean over the draws of each training seed. What differs by less than these do is not shown to
+  differ.
+- Frechet, ± of draws: standard deviation over the {draws} sets of digits of one training, the mean over trainings. The
+  sets of all trainings and networks begin with the same noise.
+- FID: the same three in Inception's 2048 features (torch-fidelity); so few digits make it too high.
 - seed 003: the FID by Inception that its Table 1 has for its own networks; an order to compare with, no scale.
 
-Equal steps: all have one width. Equal time: as many steps as fit into the time of DDPM's. Equal parameters: the width
-with which there are as many as DDPM has; DoubleConv has it in all three tables. The recipe is one for all, so how well
-it suits a block is part of what was measured."""
+Equal steps: all have one width. Equal time: as many steps as fit into the time of DDPM's; within {same_time:.0%} of
+these it is the network of equal steps. Equal parameters: the width with which there are as many as DDPM has; within
+{same_parameters:.0%} of these it is the network of equal steps, with its own number. DoubleConv is matched in all three
+tables. The recipe is one for all, so how well it suits a block is part of what was measured."""
 
 
-def with_spread(values):
-    return f"{statistics.mean(values):.3g}" + (f" ± {statistics.stdev(values):.2g}" if len(values) > 1 else "")
+def summarise(points, kind):
+    """Cells of a kind of distance: mean, mean of each training, deviation of draws; "-" where not all were measured."""
+    titles = kind, f"{kind}, trainings", f"{kind}, ± of draws"
+    by_training = [[draw.get(kind) for draw in point["draws"]] for point in points]
+    if None in sum(by_training, []):
+        return dict.fromkeys(titles, "-")
+    means = [statistics.mean(values) for values in by_training]
+    cells = [f"{statistics.mean(means):.3g}", "; ".join(f"{value:.3g}" for value in means), ""]
+    if len(by_training[0]) > 1:
+        cells[2] = f"{statistics.mean(statistics.stdev(values) for values in by_training):.2g}"
+    return dict(zip(titles, cells))
 
 
 def read_points(results, name, width, steps, trainings):
@@ -431,10 +463,21 @@ def read_points(results, name, width, steps, trainings):
     return [results["points"][name_point(name, width, seed, steps)] for seed in range(trainings)]
 
 
-def write_report(results, out, trainings, about, held_out):
+def compare_samplers(results):
+    """One line: the two schedules with more steps of the sampler, the first training's first set of digits."""
+    steps, cells = results["settings"]["config"]["sample"]["steps"], []
+    for name in ("DDPM", "cosine"):
+        run = results["plan"][name]["equal steps"]
+        point, finer = (results["points"][name_point(name, run["width"], 0, run["steps"], finer)]["draws"][0]["Frechet"]
+                        for finer in (False, True))
+        cells.append(f"{name} {point:.3g} with {steps} steps, {finer:.3g} with {FINER * steps}")
+    return f"Is it the schedule, or the sampler on it? Frechet of one set of digits of seed 0: {'; '.join(cells)}."
+
+
+def write_report(results, out, trainings, made_on, held_out):
     """report.md, and the same on the screen: a table for each comparison, over the first `trainings` seeds."""
     s, floor = results["settings"], results["floor"]
-    text = [f"Networks: {trainings} training seed(s), then {s['draws']} draws of {s['n']} digits each. {about}.",
+    text = [f"Networks: {trainings} training seed(s), then {s['draws']} draws of {s['n']} digits each. {made_on}.",
             f"Floor, {s['n']} real digits that were trained on, to the held-out ones: {json.dumps(floor)}"]
     for comparison in COMPARISONS:
         rows = []
@@ -442,15 +485,16 @@ def write_report(results, out, trainings, about, held_out):
             run = results["plan"][name][comparison]
             points = read_points(results, name, run["width"], run["steps"], trainings)
             parameters = count_parameters(block, attention, run["width"], s["config"]["model"]["emb_dim"])
-            row = {"network": name, "width": run["width"], "parameters": f"{parameters:,}", "steps": run["steps"],
-                   "s a step": run["cost"], "error in eps": statistics.mean(point["val_eps"] for point in points)}
+            row = {"network": name, "width factor": run["width"], "parameters": f"{parameters:,}",
+                   "steps": run["steps"], "s a step": run["cost"],
+                   "error in eps": statistics.mean(point["val_eps"] for point in points)}
             for kind in floor:
-                by_seed = [[draw[kind] for draw in point["draws"]] for point in points]
-                row[kind] = with_spread(sum(by_seed, []))
-                row[f"{kind}, by seed"] = "; ".join(map(with_spread, by_seed))
-            rows.append(row | {"seed 003": seed_003 or ""})
+                row |= summarise(points, kind)
+            rows.append(row | {"seed 003": seed_003})
         text += [f"## {comparison.capitalize()}", table(rows)]
-    text.append(EXPLANATION.format(trainings=trainings, held_out=held_out, **s))
+    text.append(compare_samplers(results))
+    text.append(EXPLANATION.format(held_out=held_out, n=s["n"], draws=s["draws"], same_time=SAME_TIME,
+                                   same_parameters=SAME_PARAMETERS))
     (out / "report.md").write_text("\n\n".join(text) + "\n", encoding="utf-8")
     print("\n\n".join(text))
 
@@ -470,7 +514,7 @@ def collect_curves(results, trainings):
     curves = {}
     for name, runs in results["plan"].items():
         own, curves[name] = runs["equal steps"], {}
-        for width, steps in points_of(runs):
+        for width, steps in points_of(runs, results["settings"]["draws"]):
             if width == own["width"]:
                 points = read_points(results, name, width, steps, trainings)
                 curves[name][steps * own["cost"]] = [draw["Frechet"] for point in points for draw in point["draws"]]

@@ -7,17 +7,18 @@
 A noisy image goes through the network without a mask, at three noise levels. What leaves the blocks of its decoder,
 enlarged to the image, are the features of each pixel. Ten small networks learn the classes of single pixels from them,
 and vote; where they disagree, the answer is uncertain. Beside that, on the same labelled images: the diffusion network
-fine-tuned, both of these from random weights, and the segmenter of experiments/segmenter.py. All with 5, 10, 20, 50,
-100 and all images, three draws of each. A larger --draws or --sizes and more checkpoints add to a finished study.
+fine-tuned, and the segmenter of experiments/segmenter.py; and, with 20 and all images, the pixel classifier and the
+fine-tuning of a network with random weights. There are 5, 10, 20, 50, 100 and all labelled images: three draws of the
+small numbers, two from 50 on, and all once. More --draws, --sizes or checkpoints add to a finished study.
 
 The second command adds a network that never saw a mask, which is the honest case, and the seed's attempt: 32x32, the
 same blocks and t, its 1536 features. The two are trained by
     python train.py --preset idd_lite --set model.conditional=false --set out=runs/no_masks
     python train.py --preset idd_lite --set data.size=[32,32] --set model.hidden_dim=64 --set out=runs/seed003
 
-Writes report.md (tables), curves.png, maps.png (predictions beside the truth) and results.json. On two CPU cores the
-first command takes 200 minutes, of which the segmenter has 85 and fine-tuning 90, and each further checkpoint 55; with
---sizes 20,all --draws 2 it is 70, and 20. Ctrl-C loses nothing: the same command goes on.
+Writes report.md (tables), curves.png, maps.png (predictions beside the truth) and results.json after each draw. On two
+CPU cores the first command takes about 90 minutes, of which fine-tuning has 45 and the segmenter 25, and each further
+checkpoint of 64x64 40. Ctrl-C loses nothing: the same command goes on.
 """
 
 import argparse
@@ -44,7 +45,7 @@ from ddpm import noise_like_seeds
 from evaluate import confusion_matrix, load_segmenter, scores
 from experiments.common import draw_curves, parse_count
 from experiments.lesson import grid
-from experiments.segmenter import AUGMENT, save, train_segmenter
+from experiments.segmenter import AUGMENT, paired, save, train_segmenter
 from experiments.training import fit
 from masks import UNLABELLED
 
@@ -55,8 +56,11 @@ PIXELS = 40_000                 # that they learn from, as many of each image: n
 TABLE_BLOCKS, TABLE_TIMES, TABLE_MEMBERS = ["down1", "down2", "down3", *BLOCKS], [0, *TIMES, 0.5, 0.75], 3
 MLP = {"steps": 500, "batch_size": 256, "lr": 1e-3}
 SEGMENTER = {"arch": "lraspp_mobilenet_v3_large", "backbone": None, "batch_size": 16, "lr": 3e-3}
-FINE_TUNING = {"batch_size": 16, "lr": 1e-3, "warmup": 50, "val_every": 10**9, "save_every": 200, "accumulate": 1,
-               "compile": False, "activation_checkpointing": False}
+FINE_TUNING = {"batch_size": 16, "lr": 1e-3, "warmup": 50, "hold": 400, "beta2": 0.99, "grad_clip": 1.0, "ema": 0.995,
+               "log_every": 50, "val_every": 10**9, "save_every": 200, "accumulate": 1, "compile": False,
+               "activation_checkpointing": False}
+ALL_STEPS = 5                   # times as many steps of fine-tuning and of the segmenter with all labelled images
+RANDOM = "random weights"
 SHOWN, MAPS = 6, ["ids", "disagreement"]  # held-out images in maps.png; what is drawn of each
 CHUNK = 8                       # images whose features are in memory at a time
 
@@ -72,10 +76,11 @@ def load_source(path, device, precision, trained=True):
     model, diffusion, autocast = build(cfg, len(state["colorbook"]), device)
     if trained:
         model.load_state_dict(state["ema"])
-    about = {"size": cfg["data"]["size"], "masks": cfg["model"]["conditional"], "steps": trained * state["step"],
-             "root": cfg["data"]["root"], "weights": zlib.crc32(model.out.weight.detach().cpu().numpy().tobytes())}
+    about = {"size": cfg["data"]["size"], "masks": cfg["model"]["conditional"], "root": cfg["data"]["root"],
+             "steps": state["step"] if trained else 0,
+             "weights": zlib.crc32(model.out.weight.detach().cpu().numpy().tobytes())}
     return SimpleNamespace(model=model.eval().requires_grad_(False), diffusion=diffusion, autocast=autocast,
-                           device=device, train=cfg["train"], size=tuple(cfg["data"]["size"]), about=about)
+                           device=device, precision=precision, size=tuple(cfg["data"]["size"]), about=about)
 
 
 @torch.no_grad()
@@ -132,8 +137,8 @@ def train_mlp(x, y, num_classes, seed):
     return net.eval()
 
 
-def classify_pixels(source, blocks, times, members, pairs, seed, steps, folder):
-    """An ensemble trained on the pairs, as a function of images (B, 3, H, W) uint8; it needs no `steps` and `folder`.
+def classify_pixels(source, blocks, times, members, pairs, seed):
+    """An ensemble trained on the pairs, as a function of images (B, 3, H, W) uint8.
 
     It gives class ids (B, H, W) uint8, those of the majority, and the share (B, H, W) of voters for other classes.
     """
@@ -167,7 +172,7 @@ def fine_tune(source, pairs, seed, steps, folder):
     torch.manual_seed(seed)
     net = copy.deepcopy(source.model).requires_grad_(True)
     net.out = nn.Conv2d(net.out.in_channels, len(pairs.colorbook), 1).to(source.device)
-    c = source.train | FINE_TUNING | {"steps": steps}
+    c = FINE_TUNING | {"steps": steps, "precision": source.precision}
 
     def logits_of(net, images):
         x = images.to(source.device).float() / 127.5 - 1
@@ -181,7 +186,7 @@ def fine_tune(source, pairs, seed, steps, folder):
     def load_batches(start):
         return batches(pairs, c["batch_size"], seed, start, flip=0.5, augment=AUGMENT, device=source.device)
 
-    about = {"kind": "fine-tuned U-Net", "seed": seed, "source": source.about, "pairs": len(pairs)}
+    about = {"kind": "fine-tuned U-Net", "seed": seed, "source": source.about, "pairs": len(pairs), "recipe": c}
     averaged = fit(net, loss, load_batches, c, folder / "unet.pt", source.device, about)
 
     @torch.no_grad()
@@ -240,9 +245,30 @@ def take(pairs, chosen):
 # ---------------------------------------------------------------------------------------------------------- report
 
 
-def draws_of(runs, row, n, split, key="confusion"):
+def draws_of(runs, row, n, key="confusion"):
     """What judge() found for a row, in each draw of n images: (draws, ...)."""
-    return torch.tensor([run[split][key] for run in runs if (run["row"], run["n"]) == (row, n)])
+    return torch.tensor([run[key] for run in runs if (run["row"], run["n"]) == (row, n)])
+
+
+def mean_ious(runs, row, n):
+    """The mean IoU of each draw; [] where the row has none of n images."""
+    confusions = draws_of(runs, row, n)
+    return scores(confusions)[1] if len(confusions) else []
+
+
+def with_deviation(values):
+    """Mean ± sample deviation of the draws; "" of none."""
+    deviation = f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else ""
+    return f"{np.mean(values):.3f}{deviation}" if values else ""
+
+
+def with_interval(first, values):
+    """Mean of values - first, draw by draw, and its 95 % interval; "" where either has none."""
+    if not first or not values:
+        return ""
+    result = paired(first, values)
+    interval = " [{:+.3f}, {:+.3f}]".format(*result["interval"]) if result["interval"] else ""
+    return f"{result['difference']['mean']:+.3f}{interval}"
 
 
 def make_table(rows, columns, cell):
@@ -250,50 +276,57 @@ def make_table(rows, columns, cell):
     return table([{"": row} | {title: cell(row, key) for title, key in columns.items()} for row in rows])
 
 
-def write_report(runs, rows, args, sources, data, sizes, n, splits):
-    """report.md: what was judged in the runs. n is the number of labelled images where there is but one."""
-    split, train = splits[-1], data[args.size]["train"]
+def describe(name, source, judged, resized, root):
+    """A line on a network: what it is, and the mean IoU that the true masks at its size reach at the judged one."""
+    about, truth = source.about, judged.planes[:, 3]
+    _, reached, _ = scores(confusion_matrix(truth, resize(resized.planes[:, 3], judged.size), len(judged.colorbook)))
+    line = (f"- {name}: {source.size[0]}x{source.size[1]}, with{'' if about['masks'] else 'out'} masks, "
+            f"{about['steps']} steps on the train split of {about['root']}; the true masks at its size have mean IoU "
+            f"{reached:.3f}")
+    if about["steps"] and Path(about["root"]).resolve() != root.resolve():
+        line += f". **Not of {root}: whether it saw what it is judged on is unknown**"
+    return line
 
-    def mean_iou(row, n, split):
-        values = scores(draws_of(runs, row, n, split))[1]
-        return f"{np.mean(values):.3f}" + (f" ± {np.std(values, ddof=1):.3f}" if len(values) > 1 else "")
+
+def write_report(runs, rows, args, legend, judged, sizes, shown_n):
+    """report.md: what was judged in the runs. shown_n is the number of labelled images where there is but one."""
+    first, splits, train = next(iter(rows)), list(judged)[1:], judged["train"]
+    split, names = splits[-1], train.colorbook.names
 
     def class_iou(row, k):
-        return scores(draws_of(runs, row, n, split))[2][:, k].nanmean().item()
+        return scores(draws_of(runs, row, shown_n))[2][:, k].nanmean().item()
 
     def agreement(row, column):
-        wrong, right, others_wrong, others_right = draws_of(runs, row, n, split, "agreement").sum(0).tolist()
+        wrong, right, others_wrong, others_right = draws_of(runs, row, shown_n, "agreement").sum(0).tolist()
         agreed, others = wrong + right, others_wrong + others_right
         return [agreed / (agreed + others), right / max(agreed, 1), others_right / max(others, 1)][column]
 
-    legend = []
-    for name, source in sources.items():
-        truth, small = (data[size][split].planes[:, 3] for size in (args.size, source.size))
-        _, reached, _ = scores(confusion_matrix(truth, resize(small, args.size), len(train.colorbook)))
-        about = source.about
-        legend.append(f"- {name}: {source.size[0]}x{source.size[1]}, with{'' if about['masks'] else 'out'} masks, "
-                      f"{about['steps']} steps on the train split of {about['root']}; the true masks at its size have "
-                      f"mean IoU {reached:.3f}")
-    parts = ["# Segmentation from few labelled images", "\n".join(legend),
-             f"Judged at {args.size[0]}x{args.size[1]}; ± is the sample deviation over {args.draws} draws of the "
-             f"labelled images, the same for all rows. The segmenter and fine-tuning take {args.steps} steps, with all "
-             f"images {3 * args.steps}. Blocks: {', '.join(BLOCKS)}; t: {', '.join(f'{t:g} T' for t in TIMES)}."]
-
-    columns = {f"all {size}" if size == len(train) else f"{size} images": size for size in sizes}
-    for each in reversed(splits):
-        cell = partial(mean_iou, split=each)
-        parts += [f"Mean IoU on {each}, a column for each number of labelled images:", make_table(rows, columns, cell)]
-    columns = {name: k for k, name in enumerate(train.colorbook.names)}
-    parts += [f"IoU of each class on {split}, {n} images; nan: does not occur.", make_table(rows, columns, class_iou)]
-    voters = [row for row in rows if row.startswith("pixel classifier")]
-    columns = {"all voters agree": 0, "right where they agree": 1, "right elsewhere": 2}
-    parts += [f"Does disagreement find mistakes? Shares of the pixels of {split}, {n} images, {MEMBERS} voters:",
-              make_table(voters, columns, agreement)]
-    columns = {f"t = {t:g} T": f"{t:g} T" for t in TABLE_TIMES}
-    parts += [f"Which block, which t? Mean IoU on {splits[0]} of {TABLE_MEMBERS} voters that see one block at one t of "
-              f"{next(iter(sources))}, {n} images. Nothing above was chosen by it.",
-              make_table(TABLE_BLOCKS, columns, lambda block, t: mean_iou(f"{block} at {t}", n, splits[0])),
-              "![mean IoU over the number of images](curves.png)", "![predictions](maps.png)"]
+    columns = {}
+    for n in sizes:
+        count = len(mean_ious(runs, first, n))
+        if count:
+            columns[f"{'all ' if n == len(train) else ''}{n} images, {count} draw{'s' * (count > 1)}"] = n
+    blocks = {f"t = {t:g} T": f"{t:g} T" for t in TABLE_TIMES}
+    parts = [
+        "# Segmentation from few labelled images",
+        legend,
+        f"Judged at {train.size[0]}x{train.size[1]}. A draw is of the labelled images and the seed, the same for all "
+        f"rows. The segmenter and fine-tuning take {args.steps} steps, with all images {ALL_STEPS * args.steps}. "
+        f"Blocks: {', '.join(BLOCKS)}; t: {', '.join(f'{t:g} T' for t in TIMES)}.",
+        f"Mean IoU on {split}; ± is the sample deviation over the draws:",
+        make_table(rows, columns, lambda row, n: with_deviation(mean_ious(runs, row, n))),
+        f"Difference to {first}, draw by draw, and its 95 % interval (Student's t, which is wide for two draws):",
+        make_table([row for row in rows if row != first], columns,
+                   lambda row, n: with_interval(mean_ious(runs, first, n), mean_ious(runs, row, n))),
+        f"IoU of each class on {split}, {shown_n} images; nan: does not occur.",
+        make_table(rows, {name: k for k, name in enumerate(names)}, class_iou),
+        f"Does disagreement find mistakes? Shares of the pixels of {split}, {shown_n} images, {MEMBERS} voters:",
+        make_table([row for row in rows if row.startswith("pixel classifier")],
+                   {"all voters agree": 0, "right where they agree": 1, "right elsewhere": 2}, agreement),
+        f"Which block, which t? Mean IoU on {splits[0]} of {TABLE_MEMBERS} voters that see one block at one t of "
+        f"{first.removeprefix('pixel classifier of ')}, {shown_n} images. Nothing above was chosen by it.",
+        make_table(TABLE_BLOCKS, blocks, lambda block, t: with_deviation(mean_ious(runs, f"{block} at {t}", shown_n))),
+        "![mean IoU over the number of images](curves.png)", "![predictions](maps.png)"]
     text = "\n\n".join(parts) + "\n"
     print("\n" + text)
     with replacing(args.out / "report.md") as file:
@@ -320,13 +353,19 @@ def draw_maps(rows, shown, n, out):
 
 
 def load_sources(args, device, precision):
-    """{name: network}: the checkpoints by their folders, and random weights."""
+    """{name: network}, the checkpoints by their folders and random weights; and the data's root, by default theirs."""
     names = [path.absolute().parent.name for path in args.checkpoint]
     if len(set(names)) < len(names):
         raise ValueError(f"the checkpoints lie in folders called {', '.join(names)}, their names in the tables: "
                          "rename one of the equal ones")
     sources = {name: load_source(path, device, precision) for name, path in zip(names, args.checkpoint)}
-    return sources | {"random weights": load_source(args.checkpoint[0], device, precision, trained=False)}
+    roots = {Path(source.about["root"]).resolve(): name for name, source in sources.items()}
+    if args.root is None and len(roots) > 1:
+        found = ", ".join(f"{name} on {root}" for root, name in roots.items())
+        raise ValueError(f"the checkpoints were trained on different folders: {found}. What one is judged on, another "
+                         "may have been trained on: name the folder by --root if none has seen its test split")
+    sources[RANDOM] = load_source(args.checkpoint[0], device, precision, trained=False)
+    return sources, args.root or Path(sources[RANDOM].about["root"])
 
 
 def plan(sources, device, precision):
@@ -334,18 +373,28 @@ def plan(sources, device, precision):
 
     method(pairs, seed, steps, folder) trains on pairs of that size, and gives a function that predicts.
     """
+    def voters(source, blocks, times, members):  # their steps are those of MLP, and they leave nothing in a folder
+        return lambda pairs, seed, *_: classify_pixels(source, blocks, times, members, pairs, seed)
+
     first, rows, cells = next(iter(sources.values())), {}, {}
     for name, source in sources.items():
-        method = partial(classify_pixels, source, BLOCKS, TIMES, MEMBERS)
-        rows[f"pixel classifier of {name}"] = source.size, method
+        rows[f"pixel classifier of {name}"] = source.size, voters(source, BLOCKS, TIMES, MEMBERS)
     for name, source in sources.items():
         rows[f"U-Net trained from {name}"] = source.size, partial(fine_tune, source)
     rows["segmenter from scratch"] = first.size, partial(train_from_scratch, device, precision)
     for t in TABLE_TIMES:
         for block in TABLE_BLOCKS:
-            method = partial(classify_pixels, first, [block], [t], TABLE_MEMBERS)
-            cells[f"{block} at {t:g} T"] = first.size, method
+            cells[f"{block} at {t:g} T"] = first.size, voters(first, [block], [t], TABLE_MEMBERS)
     return rows, cells
+
+
+def runs_of_draw(draw, rows, cells, sizes, shown_n, n_all):
+    """[(row, n)] of a draw: all images are drawn once, and 50 or more twice; random weights get shown_n and all."""
+    runs = []
+    for n in sizes:
+        done = draw > 0 and n == n_all or draw > 1 and n >= 50
+        runs += [(row, n) for row in rows if not done and (n in (shown_n, n_all) or not row.endswith(RANDOM))]
+    return runs + [(cell, shown_n) for cell in cells if draw < 2]
 
 
 def resume(file, made_with):
@@ -361,58 +410,58 @@ def resume(file, made_with):
 def run_study(args):
     device = pick_device("auto")
     precision = pick_precision("auto", device)
-    sources = load_sources(args, device, precision)
-    args.size, root = sources["random weights"].size, args.root or Path(sources["random weights"].about["root"])
+    sources, root = load_sources(args, device, precision)
     splits = [split for split in ("val", "test") if (root / split).is_dir()]
     if not splits:
         raise ValueError(f"{root}: neither val/ nor test/ is there to judge on")
-    data = {}
-    for size in {source.size for source in sources.values()}:
-        data[size] = {split: Pairs(root, split, size, memory_gb=math.inf) for split in ("train", *splits)}
-    judged = data[args.size]
+    data, size = {}, sources[RANDOM].size
+    for each in {source.size for source in sources.values()}:
+        data[each] = {split: Pairs(root, split, each, memory_gb=math.inf) for split in ("train", *splits)}
+    judged = data[size]
+    legend = "\n".join(describe(name, source, judged[splits[-1]], data[source.size][splits[-1]], root)
+                       for name, source in sources.items())
+    print(legend)
     n_all = len(judged["train"])
     sizes = sorted({n_all if n == "all" else n for n in args.sizes})
     if sizes[-1] > n_all:
         raise ValueError(f"--sizes {sizes[-1]}: {root}/train has only {n_all} pairs")
-    n_shown = min(sizes, key=lambda n: abs(n - 20))
+    shown_n = min(sizes, key=lambda n: abs(n - 20))
     shown = torch.linspace(0, len(judged[splits[-1]]) - 1, SHOWN).long().tolist()
 
-    made_with = {"steps": args.steps} | {name: source.about for name, source in sources.items()}
+    made_with = {"steps": [args.steps, ALL_STEPS * args.steps]}
+    made_with |= {name: source.about for name, source in sources.items()}
     made_with |= {split: zlib.crc32(pairs.planes.numpy()) for split, pairs in judged.items()}
     results = resume(args.out / "results.json", made_with)
     (args.out / "maps").mkdir(parents=True, exist_ok=True)
     rows, cells = plan(sources, device, precision)
-    runs = []
+    finished = []
     for draw in range(args.draws):
-        runs += [(row, n, draw, *rows[row], splits) for n in sizes for row in rows]
-    runs += [(cell, n_shown, draw, *cells[cell], splits[:1]) for cell in cells for draw in range(args.draws)]
-    names = [f"{row}, {n} images, draw {draw}" for row, n, draw, *_ in runs]
-
-    for name, (row, n, draw, size, method, judged_splits) in zip(names, tqdm(runs, "all runs", unit="run")):
-        if name in results["runs"]:
-            continue
         order = np.random.default_rng(draw).permutation(n_all).tolist()
-        folder = args.out / "unfinished" / name
-        predict = method(take(data[size]["train"], order[:n]), draw, args.steps * (3 if n == n_all else 1), folder)
-        result = {"row": row, "n": n, "draw": draw}
-        for split in judged_splits:
-            result[split] = judge(predict, data[size][split], judged[split])
-        if draw == 0 and row in rows:
-            maps = predict(take(data[size][splits[-1]], shown).planes[:, :3])
-            maps = {key: resize(plane, args.size).numpy() for key, plane in zip(MAPS, maps) if plane is not None}
-            np.savez(args.out / "maps" / f"{row}, {n} images.npz", **maps)
-        results["runs"][name] = result
-        with replacing(args.out / "results.json") as file:
-            file.write(json.dumps(results).encode())
-        if folder.exists():
-            shutil.rmtree(folder)
+        runs = runs_of_draw(draw, rows, cells, sizes, shown_n, n_all)
+        for row, n in tqdm(runs, f"draw {draw + 1} of {args.draws}", unit="run"):
+            name, split = f"{row}, {n} images, draw {draw}", splits[-1] if row in rows else splits[0]
+            if name not in results["runs"]:
+                own_size, method = (rows | cells)[row]
+                folder = args.out / "unfinished" / name
+                steps = args.steps * (ALL_STEPS if n == n_all else 1)
+                predict = method(take(data[own_size]["train"], order[:n]), draw, steps, folder)
+                if draw == 0 and row in rows:
+                    maps = predict(take(data[own_size][split], shown).planes[:, :3])
+                    maps = {key: resize(plane, size).numpy() for key, plane in zip(MAPS, maps) if plane is not None}
+                    np.savez(args.out / "maps" / f"{row}, {n} images.npz", **maps)
+                found = judge(predict, data[own_size][split], judged[split])
+                results["runs"][name] = {"row": row, "n": n, "draw": draw} | found
+                with replacing(args.out / "results.json") as file:
+                    file.write(json.dumps(results).encode())
+                if folder.exists():
+                    shutil.rmtree(folder)
+            finished.append(results["runs"][name])
 
-    finished = [results["runs"][name] for name in names]
-    write_report(finished, rows, args, sources, data, sizes, n_shown, splits)
-    curves = {row: {n: scores(draws_of(finished, row, n, splits[-1]))[1] for n in sizes} for row in rows}
-    title = f"mean IoU on {splits[-1]} over the number of labelled images; bars: lowest and highest draw"
-    draw_curves(curves, title, log_x=True).save(args.out / "curves.png")
-    draw_maps(rows, take(judged[splits[-1]], shown), n_shown, args.out).save(args.out / "maps.png")
+        write_report(finished, rows, args, legend, judged, sizes, shown_n)
+        curves = {row: {n: mean_ious(finished, row, n) for n in sizes if mean_ious(finished, row, n)} for row in rows}
+        title = f"mean IoU on {splits[-1]} over the number of labelled images; bars: lowest and highest draw"
+        draw_curves(curves, title, log_x=True).save(args.out / "curves.png")
+        draw_maps(rows, take(judged[splits[-1]], shown), shown_n, args.out).save(args.out / "maps.png")
     print(f"{args.out}: report.md, curves.png, maps.png, results.json")
 
 
@@ -425,13 +474,14 @@ def main():
     add = parser.add_argument
     add("--checkpoint", type=Path, nargs="+", action="extend", required=True, help="of train.py; tables use the names "
         "of their folders. The first one's size is what all are judged at")
-    add("--root", type=Path, help="a prepared data set, on whose train split the networks were trained; default: that "
-        "of the first checkpoint")
+    add("--root", type=Path, help="a prepared data set, whose val and test splits none of the networks was trained on; "
+        "default: that of all checkpoints")
     add("--out", type=Path, default=Path("runs/pixels"), help="default: %(default)s")
     add("--sizes", type=parse_sizes, default="5,10,20,50,100,all", metavar="N[,N...]", help="numbers of labelled "
         "images; default: %(default)s")
-    add("--draws", type=parse_count, default=3, help="of the labelled images and of the seed; default: %(default)s")
-    add("--steps", type=parse_count, default=300, help="of fine-tuning and of the segmenter; three times as many with "
+    add("--draws", type=parse_count, default=3, help="of the labelled images and of the seed, at most 2 of 50 and more "
+        "images, and 1 of all; default: %(default)s")
+    add("--steps", type=parse_count, default=300, help="of fine-tuning and of the segmenter; five times as many with "
         "all images; default: %(default)s")
     command(run_study, parser.parse_args())
 

@@ -1,9 +1,9 @@
 """Digits of a class that is asked for (seed 001, 5.1): a score model of MNIST, steered by a classifier of noisy digits.
 
-    python -m experiments.score_digits --data ../shared/data/mnist        a folder with MNIST's files: 60 minutes
+    python -m experiments.score_digits --data ../shared/data/mnist        a folder with MNIST's files: 40 minutes
     python -m experiments.score_digits                                    downloaded by torchvision, to data/mnist
     python -m experiments.score_digits --data ... --minutes 1.5 --n 2 --steps 50 --scales 0,1,10 --run runs/digits_toy
-                                                                          5 minutes
+                                                                          3 minutes
 
 Trains three networks (a score network and a wide residual classifier of noisy digits on 60 % of the digits, a judge of
 clean ones on 30 % that these never saw), then samples each digit at every scale of the classifier's gradient: how many
@@ -18,12 +18,15 @@ of one image is added as it is (scale 1), if it was not divided by the size of a
 import argparse
 import gzip
 import json
+import math
+import zlib
 from pathlib import Path
 from urllib.error import URLError
 
 import numpy as np
 import torch
 import torch.nn as nn
+import torch.nn.functional as F
 from torchvision.datasets import MNIST
 from tqdm import tqdm
 
@@ -35,7 +38,7 @@ from ddpm import noise_like_seeds
 from evaluate import frechet_distance
 from experiments.common import parse_count, parse_numbers
 from experiments.score_sde import to_images, train_classifier, train_score
-from experiments.training import autocast
+from experiments.training import autocast, fit, make_loader
 from experiments.ve_sde import (draw_samples, guided_score, largest_distance, log_likelihood, network_score,
                                 see_through_noise, sigma_at, time_at)
 from masks import Colorbook
@@ -131,12 +134,16 @@ class WideResNet(nn.Sequential):
 
 
 class Judge(nn.Sequential):
-    """A plain convolutional network of another make, (B, 2, 32, 32) to (B, 10); all but its last layer: features."""
+    """A plain convolutional network, digits (B, 1, 32, 32) in [0, 1] to (B, 10); its last layer reads features (B, 64).
+
+    Digits come as they are, so that their grey levels and contrast count.
+    """
 
     def __init__(self):
         super().__init__(
-            nn.Conv2d(2, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(),
-            nn.MaxPool2d(2), nn.Flatten(), nn.Linear(64 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 10))
+            nn.Conv2d(1, 32, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Conv2d(32, 64, 5, padding=2), nn.ReLU(), nn.MaxPool2d(2),
+            nn.Flatten(), nn.Linear(64 * 8 * 8, 64), nn.ReLU(), nn.Linear(64, 10))
 
 
 # ----------------------------------------------------------------------------------------------------- the study
@@ -152,23 +159,36 @@ def train_networks(args, cfg, device):
     print(f"{len(own)} digits for score and guide, {len(for_judge)} for the judge, {len(held_out)} held out; "
           f"smax {smax}")
     score = train_score(cfg, own, held_out, args.run / "score.pt", smax, device, args.minutes)
-    classifiers = []
-    for name, make, pairs, highest in (("guide", WideResNet, own, 1.0), ("judge", Judge, for_judge, 0.0)):
-        torch.manual_seed(cfg["seed"])
-        about = {"kind": name, "smax": smax, "encoding": "log sigma", "highest": highest}
-        classifiers.append(train_classifier(make(), label_of, cfg, pairs, held_out, args.run / f"{name}.pt", about,
-                                            device, args.minutes / 2))
-    return score, *classifiers, smax, held_out
+    torch.manual_seed(cfg["seed"])
+    about = {"kind": "guide", "smax": smax, "encoding": "log sigma", "highest": 1.0}
+    guide = train_classifier(WideResNet(), label_of, cfg, own, held_out, args.run / "guide.pt", about, device,
+                             args.minutes / 4)
+    judge = train_judge(cfg, for_judge, held_out, args.run / "judge.pt", device, args.minutes / 10)
+    return score, guide, judge, smax, held_out
+
+
+def train_judge(cfg, pairs, held_out, file, device, minutes=math.inf):
+    """A Judge trained on the pairs; its log has its accuracy on held-out digits."""
+    torch.manual_seed(cfg["seed"])
+    judge = Judge().to(device, memory_format=torch.channels_last)
+
+    def loss(net, planes):
+        return F.cross_entropy(net(to_images(planes)).float(), label_of(planes).long())
+
+    def validate(net):
+        seen, _ = read_by(net, to_images(held_out.planes).to(device))
+        return {"accuracy": (seen == label_of(held_out.planes)).float().mean().item()}
+
+    about = {"kind": "judge", "input": "[0, 1]", "seed": cfg["seed"], "train": cfg["train"]}
+    return fit(judge, loss, make_loader(cfg, pairs, device), cfg["train"], file, device, about, validate,
+               minutes=minutes)
 
 
 @torch.no_grad()
-def read_by(judge, x, smax):
+def read_by(judge, x):
     """What the judge reads in digits x (B, 1, 32, 32) in [0, 1], (B,), and its features (B, 64) float64."""
-    features = []
-    hook = judge[-1].register_forward_pre_hook(lambda module, inputs: features.append(inputs[0]))
-    logits = see_through_noise(judge, x, torch.zeros(len(x), device=x.device), smax)
-    hook.remove()
-    return logits.argmax(dim=1).cpu(), features[0].double().cpu()
+    features = torch.cat([nn.Sequential(*list(judge)[:-1])(part) for part in x.split(100)])
+    return judge[-1](features).argmax(dim=1).cpu(), features.double().cpu()
 
 
 def compare_gradients(score_fn, logits_fn, digits, smax, device):
@@ -201,7 +221,7 @@ def run_study(args):
         return see_through_noise(guide, x, torch.full((len(x),), time_at(sigma, smax), device=device), smax)
 
     real = to_images(held_out.planes).to(device)
-    seen, real_features = read_by(judge, real, smax)
+    seen, real_features = read_by(judge, real)
     ceiling = (seen == label_of(held_out.planes)).float().mean().item()
     halves = real_features.tensor_split(2)
     floor = frechet_distance(*halves, *(torch.ones(len(half)) for half in halves)).item()
@@ -210,10 +230,12 @@ def run_study(args):
     print(table(compare_gradients(score_fn, logits_fn, held_out, smax, device)) + "\n")
 
     precision, file = pick_precision("auto", device), args.run / "results.json"
-    settings = {"n": args.n, "steps": args.steps, "seed": args.seed}
+    settings = {"n": args.n, "steps": args.steps, "seed": args.seed, "minutes": args.minutes, "config": cfg,
+                "held out": zlib.crc32(held_out.planes.numpy())}
     results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
-    if results["settings"] != settings:
-        raise ValueError(f"{file}: made with {results['settings']}, not {settings}: choose another --run, or delete it")
+    changed = [key for key in settings if results["settings"].get(key) != settings[key]]
+    if changed:
+        raise ValueError(f"{file}: made with another {', '.join(changed)}: choose another --run, or delete it")
     labels = torch.arange(10).repeat_interleave(args.n)
     for scale in args.scales:
         samples = args.run / f"samples_{scale:g}.npy"
@@ -226,7 +248,7 @@ def run_study(args):
             with autocast(precision, device):
                 parts.append(draw_samples(steered, noise, smax, "pc", args.steps).clamp(0, 1))
         x = torch.cat(parts)
-        read_as, features = read_by(judge, x, smax)
+        read_as, features = read_by(judge, x)
         ones = torch.ones(len(features)), torch.ones(len(real_features))
         results["rows"][f"{scale:g}"] = {
             "scale": scale, "read as asked": (read_as == labels).float().mean().item(),
@@ -250,7 +272,8 @@ def main():
     add = parser.add_argument
     add("--data", type=Path, help="a folder with MNIST's IDX files, of which t10k alone will do; default: a download")
     add("--run", type=Path, default=Path("runs/digits"), help="the folder of the run; default: %(default)s")
-    add("--minutes", type=float, default=20, help="of training the score network, half for the others; default: 20")
+    add("--minutes", type=float, default=20, help="of training the score network, a quarter of them for the guide "
+        "and a tenth for the judge; default: 20")
     add("--scales", type=parse_numbers, default=SCALES, metavar="S[,S...]", help="of the gradient; default: 0 to 1000")
     add("--n", type=parse_count, default=20, help="samples of each digit at each scale; default: %(default)s")
     add("--steps", type=parse_count, default=200, help="of the predictor-corrector sampler; default: %(default)s")

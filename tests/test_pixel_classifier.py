@@ -13,8 +13,8 @@ from dataset import Pairs
 from ddpm import noise_like_seeds
 from evaluate import scores
 from experiments import pixel_classifier
-from experiments.pixel_classifier import (classify_pixels, features, fine_tune, judge, load_source, sample_pixels,
-                                          take)
+from experiments.pixel_classifier import (classify_pixels, features, fine_tune, judge, load_source, runs_of_draw,
+                                          sample_pixels, take, with_deviation, with_interval)
 from masks import UNLABELLED
 from conftest import CLASSES
 
@@ -38,7 +38,7 @@ def checkpoint(tiny, tmp_path):
 
 @pytest.fixture
 def source(checkpoint):
-    return load_source(checkpoint(), CPU, "fp32")
+    return load_source(checkpoint(train__ema=0.5), CPU, "fp32")
 
 
 def test_features_are_what_leaves_the_block(source, flat_root):
@@ -93,7 +93,7 @@ def test_voters_learn_the_classes(source, flat_root, monkeypatch):
     """From five images whose classes are colours, voters find the classes of others; a majority beats a wrong voter."""
     monkeypatch.setattr(pixel_classifier, "MLP", {"steps": 150, "batch_size": 256, "lr": 1e-2})
     train, test = (Pairs(flat_root, split, (16, 16)) for split in ("train", "test"))
-    predict = classify_pixels(source, ["image_stem", "up3"], [0], 3, take(train, range(5)), 0, None, None)
+    predict = classify_pixels(source, ["image_stem", "up3"], [0], 3, take(train, range(5)), 0)
     ids, disagreement = predict(test.planes[:, :3])
     right = ids == test.planes[:, 3]
     assert right.float().mean() > 0.9
@@ -111,7 +111,7 @@ def test_a_vote_is_a_majority(source, flat_root, monkeypatch):
 
     monkeypatch.setattr(pixel_classifier, "train_mlp", always)
     pairs = take(Pairs(flat_root, "test", (16, 16)), [0])
-    ids, disagreement = classify_pixels(source, ["up3"], [0.05], 3, pairs, 0, None, None)(pairs.planes[:, :3])
+    ids, disagreement = classify_pixels(source, ["up3"], [0.05], 3, pairs, 0)(pairs.planes[:, :3])
     assert ids.shape == (1, 16, 16) and (ids == 2).all()
     torch.testing.assert_close(disagreement, torch.full((1, 16, 16), 1 / 3))
 
@@ -122,7 +122,8 @@ def test_fine_tuning_begins_with_the_weights(source, flat_root, tmp_path, monkey
 
     def fit(net, loss, load_batches, c, path, device, about):
         trained.update(net.state_dict())
-        assert c["steps"] == 5 and all(weights.requires_grad for weights in net.parameters())
+        assert c["steps"] == 5 and c["ema"] == 0.995  # a recipe for all, and not the checkpoint's
+        assert all(weights.requires_grad for weights in net.parameters())
         loss(net, next(load_batches(0))).backward()
         return net
 
@@ -186,20 +187,29 @@ def study(checkpoint, flat_root, tmp_path, monkeypatch):
 def test_the_study(study, tmp_path, monkeypatch):
     """Tables hold the mean and deviation of what was judged; a larger study keeps what is there, another is refused."""
     first, _ = study("--sizes", "4", nets=[tmp_path / "masks" / "checkpoint.pt"])
-    results, report = study("--sizes", "4,all")
+    results, report = study("--sizes", "3,4,all")
     assert all(results["runs"][name] == run for name, run in first["runs"].items())
-    rows = {run["row"] for run in results["runs"].values() if "test" in run}
     names = ["masks", "small", "random weights"]
-    assert rows == {"segmenter from scratch"} | {
-        f"{method} {name}" for method in ("pixel classifier of", "U-Net trained from") for name in names}
-    for run in results["runs"].values():  # 10 pairs of val, 5 of test, all of them labelled
-        assert np.sum(run["val"]["confusion"]) == 2560
-        assert "test" not in run or np.sum(run["test"]["confusion"]) == 1280
+    methods = [f"{method} {name}" for method in ("pixel classifier of", "U-Net trained from") for name in names]
+    rows = [*methods, "segmenter from scratch"]
+    draws = {}
+    for run in results["runs"].values():  # 5 pairs of test, 10 of val, all of them labelled
+        assert np.sum(run["confusion"]) == (1280 if run["row"] in rows else 2560)
+        draws.setdefault((run["row"], run["n"]), []).append(scores(torch.tensor(run["confusion"]))[1])
+    assert set(draws) >= {(row, n) for row in rows for n in (4, 50)}
+    assert [len(draws[row, 4]) for row in rows] == [2] * 7 and [len(draws[row, 50]) for row in rows] == [1] * 7
+    assert {row for row, n in draws if n == 3} == {row for row in rows if "random" not in row}
+    table, differences = (part.split("\n\n")[1] for part in report.split("Mean IoU on test")[1].split("Difference to"))
+    assert "| 3 images, 2 draws | 4 images, 2 draws | all 50 images, 1 draw |" in table
     for row in rows:
-        values = [scores(torch.tensor(run["test"]["confusion"]))[1] for run in results["runs"].values()
-                  if (run["row"], run["n"]) == (row, 50)]
-        cell = f"{(values[0] + values[1]) / 2:.3f} ± {abs(values[0] - values[1]) / 2**0.5:.3f}"
-        assert len(values) == 2 and f"{cell} |\n" in report.split("Mean IoU on test")[1].split(f"| {row} |")[1][:60]
+        values = draws[row, 4]
+        cells = [cell.strip() for cell in table.split(f"| {row} |")[1].split("\n")[0].split("|")]
+        assert cells[1] == f"{(values[0] + values[1]) / 2:.3f} ± {abs(values[0] - values[1]) / 2**0.5:.3f}"
+        assert (cells[0] == "") == ("random" in row) and cells[2] == f"{draws[row, 50][0]:.3f}"
+        if row != rows[0]:
+            mean = np.mean(np.subtract(values, draws[rows[0], 4]))
+            cell = differences.split(f"| {row} |")[1].split("|")[1]
+            assert cell.strip().startswith(f"{mean:+.3f} [")
     cells = [line for line in report.splitlines() if line.startswith(("| down3 |", "| up3 |"))]
     assert len(cells) == 2 and all(line.count("±") == 2 for line in cells)
     for line in ("- small: 8x8, without masks, 7 steps", "- random weights: 16x16, with masks, 0 steps"):
@@ -211,9 +221,37 @@ def test_the_study(study, tmp_path, monkeypatch):
 
     for name in ("train_mlp", "fit", "train_segmenter"):
         monkeypatch.setattr(pixel_classifier, name, None)  # nothing is trained again
-    assert study("--sizes", "4,all") == (results, report)
+    assert study("--sizes", "3,4,all") == (results, report)
     with pytest.raises(SystemExit, match="made with another steps: choose another --out"):
         study("--sizes", "4", "--steps", "2")
+
+
+def test_runs_of_a_draw():
+    """All images are drawn once and 50 or more twice; random weights get the shown number and all; blocks two draws."""
+    rows, cells = ["pixel classifier of a", "pixel classifier of random weights"], ["up1 at 0 T"]
+    seen = {(*run, draw) for draw in range(4) for run in runs_of_draw(draw, rows, cells, [5, 20, 50, 90], 20, 90)}
+    expected = {(rows[0], n, draw) for n, draws in {5: 4, 20: 4, 50: 2, 90: 1}.items() for draw in range(draws)}
+    expected |= {(rows[1], 20, draw) for draw in range(4)} | {(rows[1], 90, 0)} | {(cells[0], 20, 0), (cells[0], 20, 1)}
+    assert seen == expected
+
+
+def test_cells_of_the_tables():
+    """Differences of equal draws 0.1 and 0.3: mean 0.2, and t(1) = 12.706 times 0.1 to either side."""
+    assert with_interval([0.2, 0.4], [0.3, 0.7]) == "+0.200 [-1.071, +1.471]"
+    assert with_interval([0.2], [0.3]) == "+0.100" and with_interval([0.2], []) == ""
+    assert with_deviation([0.2, 0.4]) == "0.300 ± 0.141" and with_deviation([0.2]) == "0.200"
+
+
+def test_networks_of_several_folders(study, checkpoint, tmp_path, capsys):
+    """Checkpoints of another data.root are refused, and with --root they are marked in what is printed."""
+    nets = [tmp_path / "masks" / "checkpoint.pt", checkpoint("other", data__root=str(tmp_path / "elsewhere"))]
+    with pytest.raises(SystemExit, match=f"other on {tmp_path / 'elsewhere'}.*name the folder by --root"):
+        study(nets=nets)
+    root = load_source(nets[0], CPU, "fp32").about["root"]
+    with pytest.raises(SystemExit, match="--sizes 51"):
+        study("--root", root, "--sizes", "51", nets=nets)
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.split(":")[0] for line in lines if "whether it saw what it is judged on" in line] == ["- other"]
 
 
 def test_mistakes(study, checkpoint, tmp_path):

@@ -63,11 +63,12 @@ def test_damaged_digits_are_refused(folder, tmp_path):
 
 def test_networks_have_the_shapes_that_they_say():
     """Guide and judge give ten logits; the features of the judge are 64, and what its last layer reads."""
-    for net in (WideResNet(), Judge()):
-        assert net(torch.rand(3, 2, 32, 32)).shape == (3, 10)
-    judge = Judge().eval()
-    read_as, features = read_by(judge, torch.rand(3, 1, 32, 32), smax=10.0)
-    assert torch.equal(judge[-1](features.float()).argmax(1), read_as) and features.shape == (3, 64)
+    judge, digits = Judge().eval(), torch.rand(103, 1, 32, 32)
+    assert WideResNet()(torch.rand(3, 2, 32, 32)).shape == judge(digits[:3]).shape == (3, 10)
+    read_as, features = read_by(judge, digits)
+    assert features.shape == (103, 64)
+    torch.testing.assert_close(judge[-1](features.float()), judge(digits))
+    assert torch.equal(judge(digits).argmax(1), read_as)
 
 
 def test_gradients_are_compared_with_the_score(folder):
@@ -104,5 +105,6 @@ def test_the_study(folder, tmp_path, monkeypatch, capsys):
     printed = capsys.readouterr().out
     assert "72 digits for score and guide, 36 for the judge, 12 held out" in printed
     assert "| score / gradient |" in printed
-    with pytest.raises(SystemExit, match="choose another --run"):
-        call("--seed", 9)
+    for option in ("--seed", "--minutes"):
+        with pytest.raises(SystemExit, match=f"made with another {option[2:]}: choose another --run"):
+            call(option, 9)
