@@ -1,14 +1,13 @@
-"""What experiments with networks of masks of their own do after training: images as sample.py makes them, and numbers
-as evaluate.py has them.
-"""
+"""Images of masks by the networks of experiments: files as sample.py writes them, the rows of a table, and a judge."""
 
 import json
+import time
 
 import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import pick_precision
+from checkpoint import pick_precision, replacing
 from dataset import to_uint8
 from ddpm import guided_eps, noise_like_seeds, sample
 from evaluate import in_batches, load_segmenter, measure_features, measure_masks, resample
@@ -16,10 +15,12 @@ from experiments.training import autocast
 from sample import draw_sheet, file_of, plan, save, settings_of
 
 AT_ONCE = 16  # images in a batch
+FRECHET = "Frechet distance, segmenter features"
 JUDGED = {"pixel accuracy": "pixel accuracy: generated / mask", "mean IoU": "mean IoU: generated / mask",
-          "share of the ceiling": "share of the ceiling: mean IoU",
-          "Frechet distance": "Frechet distance, segmenter features",
-          "its floor": "Frechet distance, segmenter features, floor"}  # column: evaluate.py's name
+          "share of the ceiling": "share of the ceiling: mean IoU", "Frechet distance": FRECHET,
+          "its floor": f"{FRECHET}, floor"}  # column: evaluate.py's name
+
+# -------------------------------------------------------------------------------------------------------- images
 
 
 def draw_images(net, diffusion, planes, seeds, guidance, steps):
@@ -36,30 +37,81 @@ def draw_in_batches(draw, planes, seeds, device, title):
     return np.concatenate(images)
 
 
-def draw_jobs(args, state, masks, colorbook, draw, out, device, more):
-    """Files of masks {stem: ids} at each of args.guidance, where they are not there with the same settings.
+def plan_jobs(args, state, masks, guidances, n, device, more):
+    """sample.plan() for DPM-Solver++ of args.steps: n images per mask {stem: ids} at each guidance.
 
-    draw(ids, seeds, guidance) gives images (B, H, W, 3) uint8 of ids (B, H, W) uint8; args has mask, n, seed, steps
-    and guidance, a list; state is the checkpoint, with its path; more goes into the settings in each file. Returns the
-    jobs, as sample.plan() has them; sheet.png shows them all.
+    args has mask, where they are from, and seed; state is the checkpoint, with its path; more goes into each job.
     """
-    settings = {"mask": args.mask, "n": args.n, "seed": args.seed, "guidances": args.guidance, "guidance_interval": [],
+    settings = {"mask": args.mask, "n": n, "seed": args.seed, "guidances": guidances, "guidance_interval": [],
                 "eta": 0.0, "sampler": "dpm_solver", "steps": args.steps, "precision": pick_precision("auto", device)}
-    jobs = [job | more for job in plan(state, settings, masks)]
+    return [job | more for job in plan(state, settings, masks)]
+
+
+def draw_missing(jobs, masks, draw, out, device):
+    """Save the images of jobs that are not in `out` with the same settings; returns how many, and the seconds for them.
+
+    draw(ids, seeds, guidance) gives images (B, H, W, 3) uint8 of ids (B, H, W) uint8.
+    """
     todo = [job for job in jobs if settings_of(file_of(job, out)) != json.dumps(job)]
     out.mkdir(parents=True, exist_ok=True)
-    for w in args.guidance:
-        of_this_guidance = [job for job in todo if job["guidance"] == w]
-        for first in tqdm(range(0, len(of_this_guidance), AT_ONCE), f"guidance {w:g}", unit="batch"):
-            batch = of_this_guidance[first : first + AT_ONCE]
-            ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch])
-            with autocast(settings["precision"], device):
-                images = draw(ids.to(device), [job["seed"] for job in batch], w)
-            for job, image in zip(batch, images):
-                save(job, image, out)
+    batches = []
+    for guidance in dict.fromkeys(job["guidance"] for job in todo):
+        of_this_guidance = [job for job in todo if job["guidance"] == guidance]
+        for first in range(0, len(of_this_guidance), AT_ONCE):
+            batches.append(of_this_guidance[first : first + AT_ONCE])
+    started = time.monotonic()
+    for batch in tqdm(batches, str(out), unit="batch"):
+        ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch])
+        with torch.no_grad(), autocast(batch[0]["precision"], device):
+            images = draw(ids.to(device), [job["seed"] for job in batch], batch[0]["guidance"])
+        for job, image in zip(batch, images):
+            save(job, image, out)
+    return len(todo), time.monotonic() - started
+
+
+def draw_jobs(args, state, masks, colorbook, draw, out, device, more):
+    """args.n images of each mask {stem: ids} at each of args.guidance, and sheet.png of them all; returns their jobs.
+
+    draw is that of draw_missing(), the others are those of plan_jobs().
+    """
+    jobs = plan_jobs(args, state, masks, args.guidance, args.n, device, more)
+    drawn, _ = draw_missing(jobs, masks, draw, out, device)
     draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
-    print(f"{len(jobs)} images, {len(todo)} of them new: {out / 'sheet.png'}")
+    print(f"{len(jobs)} images, {drawn} of them new: {out / 'sheet.png'}")
     return jobs
+
+
+# -------------------------------------------------------------------------------------------------------- the table
+
+
+class Results:
+    """The rows of a study in a JSON file: {name: {"settings": what it is made from, "cost", "columns"}}.
+
+    "columns" are what the table shows; a row without them is not finished.
+    """
+
+    def __init__(self, file):
+        self.file = file
+        self.rows = json.loads(file.read_text()) if file.exists() else {}
+
+    def begin(self, name, settings):
+        """The row of that name, from the file or new. ValueError where it was begun with other settings."""
+        row = self.rows.setdefault(name, {"settings": settings})
+        changed = [f"{key} was {row['settings'].get(key)!r}, is {settings.get(key)!r}"
+                   for key in (row["settings"] | settings) if row["settings"].get(key) != settings.get(key)]
+        if changed:
+            raise ValueError(f"{self.file}: the row {name!r} was made with other settings: {'; '.join(changed)}. "
+                             f"Rename {self.file.parent}, or delete this file and the images beside it")
+        self.save()
+        return row
+
+    def save(self):
+        self.file.parent.mkdir(parents=True, exist_ok=True)
+        with replacing(self.file) as opened:
+            opened.write(json.dumps(self.rows, indent=1).encode())
+
+
+# -------------------------------------------------------------------------------------------------------- the judge
 
 
 def interval(values):
@@ -77,14 +129,32 @@ def load_judge(path, colorbook, size, device):
     return segment
 
 
+def make_judge(segment, ids, real, train, names):
+    """The function from generated images of ids to judge_columns(); what it sees in real images is seen once."""
+    n = len(real)
+    in_real = in_batches(segment, real, "segmenter").numpy()
+    with_features = segment.features and n > 1
+    floor = {}
+    if with_features and len(train) >= n:
+        some = np.random.default_rng(0).choice(len(train), n, replace=False)
+        unpaired = resample(n, n, None)
+        distance = measure_features(real, train[some], None, unpaired, segment.features)
+        floor = {f"{FRECHET}, floor": distance[FRECHET]}
+
+    def judge(generated):
+        counts = resample(n, n, np.arange(n))
+        in_generated = in_batches(segment, generated, "segmenter").numpy()
+        numbers = floor | measure_masks(ids, in_real, in_generated, counts[1], names)
+        if with_features:
+            numbers |= measure_features(real, generated, None, counts, segment.features)
+        return {column: interval(numbers[name]) if name in numbers else "-" for column, name in JUDGED.items()}
+
+    return judge
+
+
 def judge_columns(segment, ids, real, generated, train, names):
     """Is the mask obeyed, and are the images like real ones? {column: interval}, "-" for what this judge cannot tell.
 
     ids (N, H, W), real and generated (N, H, W, 3) images of them, train (M, H, W, 3) for the floor.
     """
-    counts = resample(len(real), len(generated), np.arange(len(real)))
-    seen = [in_batches(segment, images, "segmenter").numpy() for images in (real, generated)]
-    numbers = measure_masks(ids, *seen, counts[1], names)
-    if segment.features and len(real) > 1:
-        numbers |= measure_features(real, generated, train, counts, segment.features)
-    return {column: interval(numbers[name]) if name in numbers else "-" for column, name in JUDGED.items()}
+    return make_judge(segment, ids, real, train, names)(generated)

@@ -1,17 +1,21 @@
 """The other way to the same goal: an unconditional score model, steered by a segmenter that can see through noise.
 
-    python -m experiments.score_sde smax --preset idd_lite                the largest distance of two training images
     python -m experiments.score_sde train --preset idd_lite               the score network: 40 minutes
     python -m experiments.score_sde train-segmenter --preset idd_lite     the segmenter of noisy images: 15 minutes
-    python -m experiments.score_sde sample --run runs/score_idd_lite --mask masks/ --s0 1,2     7 seconds an image
+    python train.py --preset idd_lite --set train.steps=8250 --set out=runs/idd_55    DDPM in equal time: 55 minutes
     python -m experiments.score_sde evaluate --run runs/score_idd_lite --root data/idd_lite/prepared \\
-        --judge runs/judge/checkpoint.pt --ddpm runs/idd_lite/checkpoint.pt                     75 minutes
+        --judge runs/judge/checkpoint.pt --ddpm runs/idd_55/checkpoint.pt                       35 minutes
+    python -m experiments.score_sde sample --run runs/score_idd_lite --mask masks/ --s0 1,2     7 seconds an image
     python -m experiments.score_sde precision --preset idd_lite --set train.steps=200           6 minutes
+    python -m experiments.score_sde smax --preset idd_lite                the largest distance of two training images
 
-Minutes are those of two CPU cores with bf16, for IDD-Lite at 64x64. Without --preset all of it is the toy's. A run is
-a folder, runs/score_<name of the data>, with score.pt, segmenter.pt, logs, previews, levels.json (what the segmenter
-sees at 41 noise levels) and evaluation/ (a table over s0, DDPM beside it). Ctrl-C loses nothing: the same command goes
-on. Training takes the settings of config.yaml, by --preset and --set as train.py does; equal time by --minutes.
+Minutes are those of two CPU cores with bf16, for IDD-Lite at 64x64: estimates, from 40 training images a second.
+Without --preset all of it is the toy's. A run is a folder, runs/score_<name of the data>, with score.pt, segmenter.pt,
+logs, previews, levels.json (what the segmenter sees at 41 noise levels) and evaluation/. Ctrl-C loses nothing: the same
+command goes on. Training takes the settings of config.yaml, by --preset and --set as train.py does.
+
+evaluate tries each s0 on masks of val; the one with the highest share of mean IoU, and DDPM, at the guidance of its
+checkpoint, then draw masks of test. Network calls of an image are forward, those of the segmenter forward and backward.
 
 Follows "score-based semantic synthesis" (seed 001), whose sections and equations the numbers here are: images x in
 [0, 1] are drowned in noise, x(t) = x(0) + sigma(t) z, the VE-SDE. A network learns the score, the gradient of
@@ -22,7 +26,8 @@ import argparse
 import json
 import math
 import tempfile
-import time
+import zlib
+from collections import Counter
 from pathlib import Path
 
 import numpy as np
@@ -30,18 +35,20 @@ import torch
 import torch.nn as nn
 from tqdm import tqdm
 
-from benchmarks.timing import machine, peak_memory, table
+from benchmarks.timing import machine, peak_memory, set_precision, table
 from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, read_image, to_uint8
-from ddpm import noise_like_seeds
+from ddpm import guided_eps, noise_like_seeds
+from ddpm import sample as sample_ddpm
 from evaluate import confusion_matrix, scores
-from experiments.common import choose_masks, draw_curves, parse_count, parse_numbers, read_report, run_program
-from experiments.training import autocast, fit, make_loader, read, spread
+from experiments.common import draw_curves, parse_count, parse_numbers, read_report, run_program
+from experiments.drawing import Results, draw_missing, load_judge
+from experiments.training import fit, make_loader, read, spread
 from experiments.ve_sde import (T_HIGHEST, NoisySegmenter, draw_samples, guided_score, largest_distance, log_likelihood,
                                 network_score, scale_factor, score_errors, see_through_noise, sigma_at, time_at)
-from masks import UNLABELLED, Colorbook
-from sample import draw_sheet, file_of, load_network, plan, read_masks, sample_jobs, save, settings_of
+from masks import UNLABELLED, Colorbook, one_hot
+from sample import draw_sheet, load_network, plan, read_masks
 from train import read_data
 from unet import UNet
 
@@ -141,82 +148,84 @@ def accuracy_by_level(net, pairs, about, device, levels=41):
 # ------------------------------------------------------------------------------------------------------ sampling
 
 
-def load_networks(run, device):
-    """Of a run's folder: score_fn, logits_fn, and the checkpoints of the score network and the segmenter."""
-    states = read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")
-    about, seen = (state["about"] for state in states)
-    differing = [key for key in ("smax", "size", "classes") if about[key] != seen[key]]
-    if differing:
-        raise ValueError(f"{run}: score.pt and segmenter.pt were trained with another {', '.join(differing)}: train "
-                         "one of them anew")
-    nets = UNet(*about["network"]), NoisySegmenter(*seen["network"])
-    for net, state in zip(nets, states):
-        net.load_state_dict(state["ema"])
-        net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
+class Steered:
+    """The score model of a run, steered by its segmenter: plan() says what to draw, draw() draws, calls are counted.
 
-    def logits_fn(x, sigma):
-        t = torch.full((len(x),), time_at(sigma, about["smax"]), device=device)
-        return see_through_noise(nets[1], x, t, about["smax"], seen["encoding"])
-
-    return network_score(nets[0], about["smax"], about["prediction"]), logits_fn, states
-
-
-def sample_masks(args, run, masks, s0s, out, device):
-    """Write the images of masks {stem: ids} at each s0, where they are not there with the same settings.
-
-    Returns the jobs of all of them, as sample.plan() has them, with s0 as the guidance; and {s0: {"seconds", "calls"}},
-    for an image, of those that were made.
+    args has run, sampler, steps, snr and seed.
     """
-    score_fn, logits_fn, (score, segmenter) = load_networks(run, device)
-    smax, size = score["about"]["smax"], score["about"]["size"]
-    settings = vars(args) | {"guidances": s0s, "guidance_interval": [0, T_HIGHEST], "eta": 0.0}
-    jobs = plan(score | {"path": run / "score.pt"}, settings, masks, None)
-    for job in jobs:
-        job |= {"snr": args.snr, "segmenter_steps": segmenter["step"]}
-    out.mkdir(parents=True, exist_ok=True)
-    calls, costs = [], {}
 
-    def counted(network):
-        def call(x, sigma):
-            calls.append(len(x))
-            return network(x, sigma)
-        return call
+    def __init__(self, args, device):
+        self.args, self.device, self.calls = args, device, Counter()
+        self.path = Path(args.run, "score.pt")
+        self.score, self.segmenter = read(self.path, "score"), read(self.path.with_name("segmenter.pt"), "segmenter")
+        about, seen = self.score["about"], self.segmenter["about"]
+        differing = [key for key in ("smax", "size", "classes") if json.dumps(about[key]) != json.dumps(seen[key])]
+        if differing:  # as texts, since the order of the classes is their ids
+            raise ValueError(f"{args.run}: score.pt and segmenter.pt were trained with another {', '.join(differing)}: "
+                             "train one of them anew")
+        self.smax, self.size, self.encoding = about["smax"], tuple(about["size"]), seen["encoding"]
+        self.colorbook, self.precision = Colorbook(about["classes"], self.path), pick_precision("auto", device)
+        self.minutes = (self.score["seconds"] + self.segmenter["seconds"]) / 60
+        self.model, self.net = UNet(*about["network"]), NoisySegmenter(*seen["network"])
+        for net, state in ((self.model, self.score), (self.net, self.segmenter)):
+            net.load_state_dict(state["ema"])
+            net.to(device, memory_format=torch.channels_last).eval().requires_grad_(False)
 
-    for s0 in s0s:
-        todo = [job for job in jobs if job["guidance"] == s0 and settings_of(file_of(job, out)) != json.dumps(job)]
-        started = time.monotonic()
-        bar = tqdm(total=len(todo) * args.steps, desc=f"{len(todo)} images, s0 = {s0:g}", unit="step")
-        for first in range(0, len(todo), args.batch_size):
-            batch = todo[first: first + args.batch_size]
-            ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch]).long().to(device)
-            noise = noise_like_seeds([job["seed"] for job in batch], (3, *size), device)
-            steered = guided_score(counted(score_fn), counted(logits_fn), ids,
-                                   lambda sigma, s0=s0: scale_factor(time_at(sigma, smax), s0))
-            with autocast(args.precision, device):
-                x = draw_samples(steered, noise, smax, args.sampler, args.steps, args.snr,
-                                 observe=lambda sigma, x, bar=bar: bar.update(len(x)))
-            for job, image in zip(batch, to_uint8(2 * x - 1)):
-                save(job, image, out)
-        bar.close()
-        if todo:
-            costs[s0] = {"seconds": (time.monotonic() - started) / len(todo), "calls": sum(calls) / len(todo)}
-            calls.clear()
-    return jobs, costs
+    def plan(self, masks, source, s0s, n):
+        """The jobs, as sample.plan() has them, of n images per mask {stem: ids} at each s0: it is their "guidance"."""
+        settings = {"mask": source, "n": n, "seed": self.args.seed, "guidances": s0s, "eta": 0.0,
+                    "guidance_interval": [0, T_HIGHEST], "sampler": self.args.sampler, "steps": self.args.steps,
+                    "precision": self.precision}
+        more = {"snr": self.args.snr, "segmenter_steps": self.segmenter["step"],
+                "segmenter_crc32": zlib.crc32(self.segmenter["ema"]["out.weight"].numpy())}
+        return [job | more for job in plan(self.score | {"path": self.path}, settings, masks)]
+
+    def draw(self, ids, seeds, s0):
+        """Images (B, H, W, 3) uint8 of ids (B, H, W)."""
+        of_network = network_score(self.model, self.smax, self.score["about"]["prediction"])
+
+        def score_fn(x, sigma):
+            self.calls["network"] += len(x)
+            return of_network(x, sigma)
+
+        def logits_fn(x, sigma):
+            self.calls["segmenter"] += len(x)
+            t = torch.full((len(x),), time_at(sigma, self.smax), device=self.device)
+            return see_through_noise(self.net, x, t, self.smax, self.encoding)
+
+        def strength(sigma):
+            return scale_factor(time_at(sigma, self.smax), s0)
+
+        args, noise = self.args, noise_like_seeds(seeds, (3, *self.size), self.device)
+        steered = guided_score(score_fn, logits_fn, ids.long(), strength)
+        with tqdm(total=args.steps, desc=f"{len(ids)} images, s0 = {s0:g}", unit="step", leave=False) as bar:
+            x = draw_samples(steered, noise, self.smax, args.sampler, args.steps, args.snr, lambda *_: bar.update())
+        return to_uint8(2 * x - 1)
 
 
-def sample_ddpm(args, state, masks, out, device):
-    """Images of masks by the checkpoint of a train.py run, with its own settings; {"seconds", "calls"} of an image."""
-    s, size = state["config"]["sample"], tuple(state["config"]["data"]["size"])
-    s = s | {"n": 1, "seed": args.seed, "mask": args.mask, "size": size, "guidances": [s["guidance"]], "device": device}
-    _, model, diffusion, ddpm_autocast = load_network(state, s)
-    passes, started = [], time.monotonic()
-    model.image_stem.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
-    out.mkdir(parents=True, exist_ok=True)
-    jobs = plan(state, s, masks, None)
-    for batch, images in sample_jobs(jobs, masks, model, diffusion, s, ddpm_autocast):
-        for job, image in zip(batch, images):
-            save(job, image, out)
-    return {"seconds": (time.monotonic() - started) / len(jobs), "calls": sum(passes) / len(jobs)}
+class Ddpm:
+    """A run of train.py, with the settings of its checkpoint, as Steered is; plan() is for one image per mask."""
+
+    def __init__(self, path, seed, device):
+        self.device, self.calls = device, Counter()
+        self.state = load_checkpoint(path)
+        self.minutes = self.state["seconds"] / 60
+        self.size = tuple(self.state["config"]["data"]["size"])
+        self.s = self.state["config"]["sample"] | {"n": 1, "seed": seed, "device": device}
+        self.s["guidances"] = [self.s["guidance"]]
+        _, self.model, self.diffusion, _ = load_network(self.state, self.s)
+        self.model.image_stem.register_forward_hook(
+            lambda module, inputs, output: self.calls.update({"network": len(output)}))
+
+    def plan(self, masks, source):
+        return plan(self.state, self.s | {"mask": source}, masks)
+
+    def draw(self, ids, seeds, guidance):
+        s, alpha_bar = self.s, self.diffusion.alpha_bar
+        mask = one_hot(ids, self.model.num_classes)
+        eps_fn = guided_eps(self.model, self.diffusion, mask, guidance, s["guidance_interval"])
+        noise = noise_like_seeds(seeds, (3, *self.size), ids.device)
+        return to_uint8(sample_ddpm(eps_fn, noise, alpha_bar, s["sampler"], s["steps"], s["eta"]))
 
 
 # ---------------------------------------------------------------------------------------------------- the commands
@@ -231,8 +240,8 @@ def read_settings(args):
 
 def smax_command(args):
     _, _, _, pairs, _ = read_settings(args)
-    print(f"smax {largest_distance(pairs.planes[:, :3], args.pairs)}: the largest distance, of "
-          f"{args.pairs or 'all'} pairs of the {len(pairs)} training images of {pairs.size[0]}x{pairs.size[1]}")
+    print(f"smax {largest_distance(pairs.planes[:, :3])}: the largest distance of two of the {len(pairs)} training "
+          f"images of {pairs.size[0]}x{pairs.size[1]}")
 
 
 def train_command(args):
@@ -259,78 +268,108 @@ def train_segmenter_command(args):
         levels[f"test, {args.encoding}"] = accuracy_by_level(net, Pairs(root, "test", pairs.size), about, device)
     with replacing(file) as opened:
         opened.write(json.dumps(levels, indent=1).encode())
-    for measure in ("pixel accuracy", "mean IoU"):
-        curves = {name: {row["t"]: [row[measure]] for row in rows} for name, rows in levels.items()}
-        draw_curves(curves, f"{measure} over t").save(run / f"levels_{measure.replace(' ', '_')}.png")
+    for column in ("pixel accuracy", "mean IoU"):
+        curves = {name: {row["t"]: [row[column]] for row in rows} for name, rows in levels.items()}
+        draw_curves(curves, f"{column} over t").save(run / f"levels_{column.replace(' ', '_')}.png")
     shown = [{"split, encoding": name} | {f"mean IoU at t = {row['t']:.1f}": row["mean IoU"] for row in rows[::10]}
              for name, rows in levels.items()]
-    print(f"{table(shown)}\n{file}")
+    print(f"{table(shown)}\n{file}\nlog sigma = log smin + t log(smax / smin): the two encodings differ in scale and "
+          "offset alone, and each is one training")
 
 
 def sample_command(args):
-    device, run, out = pick_device(args.device), Path(args.run), Path(args.out)
-    args.precision = pick_precision("auto", device)
-    about = read(run / "score.pt", "score")["about"]
-    colorbook = Colorbook(about["classes"], run / "score.pt")
-    masks = read_masks(args.mask, colorbook, tuple(about["size"]))
-    jobs, costs = sample_masks(args, run, masks, args.s0, out, device)
-    draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
-    for s0, cost in costs.items():
-        print(f"s0 = {s0:g}: {cost['seconds']:.1f} seconds and {cost['calls']:.0f} network calls an image")
+    device, out = pick_device(args.device), Path(args.out)
+    method = Steered(args, device)
+    masks = read_masks(args.mask, method.colorbook, method.size)
+    for s0 in args.s0:
+        method.calls.clear()
+        drawn, seconds = draw_missing(method.plan(masks, args.mask, [s0], args.n), masks, method.draw, out, device)
+        if drawn:
+            calls = ", ".join(f"{n / drawn:.0f} {network} calls" for network, n in method.calls.items())
+            print(f"s0 = {s0:g}: {seconds / drawn:.1f} seconds an image, {calls}")
+    jobs = method.plan(masks, args.mask, args.s0, args.n)
+    draw_sheet(jobs, masks, method.colorbook, out).save(out / "sheet.png")
     print(f"{len(jobs)} images: {out / 'sheet.png'}")
 
 
-def judge(args, images, guidance, split, report):
-    """What evaluate.py says of the images of one guidance, or s0: {column: "value [its 95 % interval]"}."""
-    run_program("evaluate.py", "--real", split, "--fake", images, "--guidance", guidance, "--segmenter", args.judge,
+def measure(results, name, method, jobs, masks, split, judge):
+    """The row of that name, finished: the method draws the jobs, of masks {stem: ids} of a split, which are judged."""
+    row = results.begin(name, jobs[0] | {"masks": len(masks), "split": str(split), "judge": judge})
+    if "columns" in row:
+        return row
+    folder = folder_of(results, name)
+    method.calls.clear()
+    drawn, seconds = draw_missing(jobs, masks, method.draw, folder, method.device)
+    if drawn:  # kept before anything that follows can fail
+        row["cost"] = {"s an image": seconds / drawn, "network calls": method.calls["network"] / drawn,
+                       "segmenter calls": method.calls["segmenter"] / drawn}
+        results.save()
+    report = folder.with_name(f"report_{folder.name}")
+    run_program("evaluate.py", "--real", split, "--fake", folder, "--segmenter", judge,
                 "--train", split.with_name("train"), "--out", report)
-    return read_report(report, NUMBERS)
+    cost = row.get("cost") or dict.fromkeys(("s an image", "network calls", "segmenter calls"), "unknown")
+    row["columns"] = {"method": name} | read_report(report, NUMBERS) | cost | {"minutes of training": method.minutes}
+    results.save()
+    return row
+
+
+def folder_of(results, name):
+    return results.file.parent / name.replace(", ", "_").replace(" = ", "_")
+
+
+def spread_masks(split, colorbook, size, n):
+    """{stem: ids} of n masks, spread over the split."""
+    masks = read_masks(split / "masks", colorbook, size)
+    chosen = np.linspace(0, len(masks) - 1, min(n, len(masks))).round().astype(int)
+    stems = [list(masks)[i] for i in chosen]
+    return {stem: masks[stem] for stem in stems}
+
+
+def show(results, names, masks, colorbook, title):
+    """Print the rows of these names, and save their images: eight masks, and below them a row for each name."""
+    stems = list(masks)[:: max(1, len(masks) // 8)][:8]
+    rows = [[colorbook.paint(masks[stem]) for stem in stems]]
+    for name in names:
+        folder = folder_of(results, name)
+        rows.append([read_image(next(folder.glob(f"{stem}_w*_seed*.png"))) for stem in stems])
+    sheet = results.file.with_name(f"{title}.png")
+    contact_sheet(rows).save(sheet)
+    print(f"\n{len(masks)} masks of {title}; {sheet}: the masks, then {', '.join(names)}\n")
+    print(table([results.rows[name]["columns"] for name in names]))
 
 
 def evaluate_command(args):
-    """The table over s0 and for DDPM, and a sheet: eight masks, and below them the image of each method."""
-    device, run, split = pick_device(args.device), Path(args.run), Path(args.root, "test").absolute()
-    out, args.judge, args.n = run / "evaluation", Path(args.judge).absolute(), 1
-    args.precision, args.mask = pick_precision("auto", device), str(out / "masks")
-    states = read(run / "score.pt", "score"), read(run / "segmenter.pt", "segmenter")
-    about = states[0]["about"]
-    ddpm = load_checkpoint(args.ddpm) if args.ddpm else None
-    if ddpm and [ddpm["colorbook"], ddpm["config"]["data"]["size"]] != [about["classes"], about["size"]]:
-        raise ValueError(f"{ddpm['path']}: other classes or another size than in {run / 'score.pt'}: its size is "
-                         f"{ddpm['config']['data']['size']}, expected {about['size']}")
-    colorbook = Colorbook(about["classes"], run / "score.pt")
-    masks = choose_masks(split, out / "masks", colorbook, tuple(about["size"]), args.masks)
-    file = out / "results.json"
-    settings = {key: getattr(args, key) for key in ("sampler", "steps", "snr", "seed")} | {"judge": str(args.judge)}
-    results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
-    if results["settings"] != settings:
-        raise ValueError(f"{file}: made with {results['settings']}, not {settings}: rename {out}, or delete it")
+    """Choose s0 on masks of val; then that one, and DDPM, on masks of test: two tables and two sheets."""
+    device, root = pick_device(args.device), Path(args.root).absolute()
+    steered = Steered(args, device)
+    colorbook, size = steered.colorbook, steered.size
+    load_judge(args.judge, colorbook, size, device)  # what is wrong with it is said before an image is made
+    ddpm = Ddpm(args.ddpm, args.seed, device) if args.ddpm else None
+    if ddpm and (ddpm.size != size or list(ddpm.state["colorbook"].items()) != list(colorbook.classes.items())):
+        raise ValueError(f"{args.ddpm}: other classes or another size than in {steered.path}: its size is "
+                         f"{list(ddpm.size)}, expected {list(size)}")
+    val, test = root / "val", root / "test"
+    val_masks = spread_masks(val, colorbook, size, args.val_masks)
+    test_masks = spread_masks(test, colorbook, size, args.masks)
+    results = Results(Path(args.run, "evaluation", "results.json"))
 
-    methods = {f"s0 = {s0:g}": s0 for s0 in args.s0} | ({"DDPM": None} if args.ddpm else {})
-    for name, s0 in methods.items():
-        if name in results["rows"]:
-            continue
-        if s0 is None:
-            cost = sample_ddpm(args, ddpm, masks, out / "DDPM", device)
-            images, guidance, seconds = out / "DDPM", ddpm["config"]["sample"]["guidance"], ddpm["seconds"]
-        else:
-            images, guidance, seconds = out / "images", s0, sum(state["seconds"] for state in states)
-            cost = sample_masks(args, run, masks, [s0], images, device)[1].get(s0, {"seconds": None, "calls": None})
-        scores_of = judge(args, images, guidance, split, out / f"report_{name.replace(' ', '')}")
-        results["rows"][name] = {"method": name} | scores_of | {
-            "s an image": cost["seconds"], "calls an image": cost["calls"], "minutes of training": seconds / 60}
-        with replacing(file) as opened:
-            opened.write(json.dumps(results, indent=1).encode())
+    share_of = {}
+    for s0 in args.s0:
+        jobs = steered.plan(val_masks, str(val / "masks"), [s0], 1)
+        row = measure(results, f"val, s0 = {s0:g}", steered, jobs, val_masks, val, args.judge)
+        share_of[s0] = float(row["columns"]["share of mean IoU"].split()[0])
+    best = max(share_of, key=share_of.get)
+    names = [f"test, s0 = {best:g}"]
+    jobs = steered.plan(test_masks, str(test / "masks"), [best], 1)
+    measure(results, names[0], steered, jobs, test_masks, test, args.judge)
+    if ddpm:
+        names.append("test, DDPM")
+        jobs = ddpm.plan(test_masks, str(test / "masks"))
+        measure(results, names[1], ddpm, jobs, test_masks, test, args.judge)
 
-    print(f"{len(masks)} masks of {split}, {args.sampler} of {args.steps} steps, {machine(device)}\n")
-    print(table(list(results["rows"].values())))
-    shown = list(masks)[:: max(1, len(masks) // 8)][:8]
-    rows = [[colorbook.paint(masks[stem]) for stem in shown]]
-    for name in results["rows"]:
-        folder, pattern = (out / "DDPM", "*") if name == "DDPM" else (out / "images", name.removeprefix("s0 = "))
-        rows.append([read_image(min(folder.glob(f"{stem}_w{pattern}_seed*.png"))) for stem in shown])
-    contact_sheet(rows).save(out / "methods.png")
-    print(f"\n{file}, {out / 'methods.png'}: masks, then {', '.join(results['rows'])}")
+    print(f"{args.sampler} of {args.steps} steps, {machine(device)}; Frechet distances of one table can be compared")
+    show(results, [f"val, s0 = {s0:g}" for s0 in args.s0], val_masks, colorbook, "val")
+    show(results, names, test_masks, colorbook, "test")
 
 
 def precision_command(args):
@@ -340,6 +379,7 @@ def precision_command(args):
     one_step = cfg | {"train": cfg["train"] | {"steps": 1, "val_pairs": 1, "previews": 1}}
     for precision in dict.fromkeys(["fp32", pick_precision("auto", device), *["fp16"] * (device.type == "cuda")]):
         cfg["train"]["precision"] = one_step["train"]["precision"] = precision
+        set_precision(precision)  # without TF32, which cuDNN's convolutions take by default
         with tempfile.TemporaryDirectory() as folder:
             peak = peak_memory(lambda file=Path(folder, "score.pt"): train_score(one_step, pairs, held_out, file, smax,
                                                                                  device), [], device)
@@ -360,14 +400,13 @@ def main():
             ("train", train_command, "train the score network: 40 minutes"),
             ("train-segmenter", train_segmenter_command, "train the segmenter of noisy images, measure it: 15 minutes"),
             ("sample", sample_command, "images of masks: 7 seconds an image"),
-            ("evaluate", evaluate_command, "a table over s0, and DDPM beside it: 75 minutes"),
+            ("evaluate", evaluate_command, "choose s0 on val, then measure it and DDPM on test: 35 minutes"),
             ("precision", precision_command, "train in fp32 and in half precision: memory, time, loss; 6 minutes")):
         added[name] = commands.add_parser(name, help=text, description=text)
         added[name].set_defaults(function=function)
     for name in ("smax", "train", "train-segmenter", "precision"):
         add_config_arguments(added[name])
         added[name].add_argument("--run", help="the folder of the run; default: runs/score_<name of the data>")
-    added["smax"].add_argument("--pairs", type=parse_count, help="as many random pairs, instead of all")
     for name in ("train", "train-segmenter"):
         added[name].add_argument("--minutes", type=float, default=math.inf, help="at most, of training in all")
     added["train-segmenter"].add_argument("--encoding", choices=["log sigma", "t"], default="log sigma",
@@ -380,15 +419,17 @@ def main():
         add("--steps", type=parse_count, default=300, help="noise levels; default: %(default)s")
         add("--snr", type=float, default=0.1, help="of the corrector; default: %(default)s")
         add("--seed", type=int, default=1, help="of the first image; default: %(default)s")
-        add("--batch-size", type=parse_count, default=16, help="images at a time; default: %(default)s")
         add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     added["sample"].add_argument("--mask", required=True, help="a mask file, or a folder of them")
     added["sample"].add_argument("--n", type=parse_count, default=4, help="images per mask; default: %(default)s")
     added["sample"].add_argument("--out", default="out_score", help="default: %(default)s")
-    added["evaluate"].add_argument("--root", required=True, help="the prepared data, whose test masks are taken")
+    added["evaluate"].add_argument("--root", required=True, help="the prepared data, with masks of val and of test")
     added["evaluate"].add_argument("--judge", required=True, help="a checkpoint of experiments.segmenter")
     added["evaluate"].add_argument("--ddpm", help="a checkpoint of train.py, to stand beside")
-    added["evaluate"].add_argument("--masks", type=parse_count, default=64, help="as many; default: %(default)s")
+    added["evaluate"].add_argument("--val-masks", type=parse_count, default=24, metavar="N",
+                                   help="of val, on which s0 is chosen; default: %(default)s")
+    added["evaluate"].add_argument("--masks", type=parse_count, default=64, metavar="N",
+                                   help="of test, that are measured; default: %(default)s")
     args = parser.parse_args()
     command(args.function, args)
 
