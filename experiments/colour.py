@@ -1,24 +1,27 @@
 """Colours of a street: a palette rides with the mask, to keep the colours of a real image, or to ask for others.
 
     python -m experiments.colour --preset toy --set train.steps=8000 --colour car=200,30,30
+    python train.py --preset idd_lite --set train.steps=4000 --set out=runs/plain          a network without colours
     python -m experiments.colour --preset idd_lite --colour vehicles=200,30,30 --judge runs/judge/checkpoint.pt \\
-        --plain runs/idd_lite/checkpoint.pt
+        --plain runs/plain/checkpoint.pt
     python -m experiments.colour --checkpoint runs/colour_toy/colour.pt --mask my.png --colour car=200,30,30 \\
         --colour sky=250,150,80
     python -m experiments.colour --checkpoint runs/colour_toy/colour.pt --mask street_mask.png \\
         --like evening.png --like-mask evening_mask.png
 
-The first two train a network, measure it on masks of test and draw a sheet: on two CPU cores the toy takes 20 minutes,
-IDD-Lite 75 (--minutes 20 trains for less). Ctrl-C loses nothing: the same command goes on. With --checkpoint it draws
-images, at half a second each: of the palette of a real image and its mask (--like: its own one keeps its colours, any
-other lends them), of single colours (--colour, which goes before --like), or of none. All into --out. The colour of a
-class is its mean, windows, wheels and shade included: a red car's is no full red.
+The first and third train a network (4000 steps by default), measure it on masks of test and draw a sheet. On two CPU
+cores with bf16 the toy takes 20 minutes, IDD-Lite 35, after 27 for --plain; estimates, from 40 training images a
+second. Ctrl-C loses nothing: the same command goes on. With --checkpoint it draws images, at half a second each: of the
+palette of a real image and its mask (--like: its own one keeps its colours, any other lends them), of single colours
+(--colour, which goes before --like), or of none. All into --out. The colour of a class is its mean, windows, wheels and
+shade included: a red car's is no full red.
 
 The table has a row for each guidance w and source of colours: none, the mask's own real image, another real image,
 --colour, and the network --plain. Masks and seeds are the same in all; [low, high] is 95 % over masks:
   distance         from the colour asked for of a class to its mean colour in the generated image, in CIE-LAB (2.3 can
                    just be seen); mean over the classes that cover half a percent of the mask or more, then over masks
   without colours  the same of images of the same masks and seeds for which no colours were given
+  closer by        the second less the first, of each mask
   real image       the same of the masks' own images: how far from home the colours asked for are
   pixel accuracy, mean IoU, share of the ceiling, Frechet distance, its floor: as in evaluate.py. Is the mask still
                    obeyed? A judge that never saw a red sky may take it for a bus
@@ -27,32 +30,32 @@ The table has a row for each guidance w and source of colours: none, the mask's 
 import argparse
 import difflib
 import itertools
-import json
 import math
+import zlib
 from functools import partial
 from pathlib import Path
 
 import numpy as np
 import torch
 import torch.nn as nn
-from PIL import Image
 from skimage.color import rgb2lab
 
 from benchmarks.timing import table
-from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
+from checkpoint import load_checkpoint, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, fit_pair, read_image, to_uint8, unpack
 from ddpm import Diffusion, noise_like_seeds
 from evaluate import mean_of, resample
 from experiments.common import parse_count, parse_numbers
-from experiments.drawing import draw_images, draw_in_batches, draw_jobs, interval, judge_columns, load_judge
-from experiments.training import autocast, fit, make_loader, read, spread
+from experiments.drawing import (DPM_SOLVER, Results, draw_images, draw_jobs, draw_missing, interval, load_judge,
+                                 make_judge)
+from experiments.training import fit, make_loader, read, spread
 from masks import Colorbook, one_hot, read_mask
-from sample import file_of, load_network, read_masks
+from sample import file_of, load_network, plan, read_masks
 from train import read_data
 from unet import UNet
 
-MEASURED_WITH = ("masks", "seed", "steps", "colour", "judge", "plain")  # what the table depends on
+TRAIN_STEPS = 4000  # unless --set train.steps says otherwise
 STEPS = 20  # of DPM-Solver++
 LEAST = 0.005  # share of the mask that a class must cover to be measured: a few pixels have no colour of their own
 
@@ -143,9 +146,9 @@ def train_network(cfg, pairs, held_out, file, device, minutes):
     nn.init.zeros_(model.out.bias)
     diffusion = Diffusion(**cfg["diffusion"]).to(device)
     n = min(c["val_pairs"], len(held_out))
-    held_out = held_out.planes[torch.linspace(0, len(held_out) - 1, n).long()]
-    t = spread(n, diffusion.T).long()
-    noise = noise_like_seeds(range(n), (3, *pairs.size))()
+    val_planes = held_out.planes[torch.linspace(0, len(held_out) - 1, n).long()]
+    val_t = spread(n, diffusion.T).long()
+    val_noise = noise_like_seeds(range(n), (3, *pairs.size))()
 
     def loss(net, planes):
         x0, mask = unpack(planes, K)
@@ -155,24 +158,25 @@ def train_network(cfg, pairs, held_out, file, device, minutes):
 
     @torch.no_grad()
     def validate(net):
-        sums = torch.zeros(2)
-        for part in zip(*(x.to(device).split(c["batch_size"]) for x in (held_out, t, noise))):
-            x0, mask = unpack(part[0], K)
+        sums = {"val_eps with colours": 0.0, "val_eps without colours": 0.0}
+        for part in zip(*(x.to(device).split(c["batch_size"]) for x in (val_planes, val_t, val_noise))):
+            planes, t, eps = part
+            x0, mask = unpack(planes, K)
             colours, given = class_means(x0, mask)
-            for i, some in enumerate((given, given & False)):
-                errors = diffusion.errors(net, x0, condition_planes(mask, colours, some), *part[1:])[1]
-                sums[i] += errors.sum().item()
-        return {"val_eps with colours": sums[0].item() / n, "val_eps without colours": sums[1].item() / n}
+            for name, asked in zip(sums, (given, torch.zeros_like(given))):
+                condition = condition_planes(mask, colours, asked)
+                sums[name] += diffusion.errors(net, x0, condition, t, eps)[1].sum().item()
+        return {name: total / n for name, total in sums.items()}
 
     @torch.no_grad()
     def preview(net):
-        some = held_out[torch.linspace(0, n - 1, min(c["previews"], n)).round().long()]
-        x0, mask = unpack(some, K)
+        shown = val_planes[torch.linspace(0, n - 1, min(c["previews"], n)).round().long()]
+        x0, mask = unpack(shown, K)
         colours, given = class_means(x0, mask)
-        rows = [[pairs.colorbook.paint(planes[3]) for planes in some.numpy()], to_uint8(x0)]
-        for asked in (given, given & False):
-            planes = condition_planes(mask, colours, asked).to(device)
-            rows.append(draw_images(net, diffusion, planes, range(len(some)), cfg["sample"]["guidance"],
+        rows = [[pairs.colorbook.paint(ids) for ids in shown[:, 3].numpy()], to_uint8(x0)]
+        for asked in (given, torch.zeros_like(given)):
+            condition = condition_planes(mask, colours, asked).to(device)
+            rows.append(draw_images(net, diffusion, condition, range(len(shown)), cfg["sample"]["guidance"],
                                     min(STEPS, diffusion.T)))
         return contact_sheet(rows)
 
@@ -183,21 +187,22 @@ def train_network(cfg, pairs, held_out, file, device, minutes):
 
 
 def distance_columns(images, none, real, mask, colours, asked):
-    """The columns of distances: with the colours, without, of the real images; how many masks they are of."""
+    """The columns of distances: with the colours, without, the difference, of the real images; how many masks."""
+    distance, without, home = (lab_distances(shown, mask, colours, asked) for shown in (images, none, real))
+    measured = ~distance.isnan()  # the same masks in all three
     counts, _ = resample(len(real), len(real), None)
-    columns = {}
-    for title, shown in (("distance", images), ("without colours", none), ("real image", real)):
-        distance = lab_distances(shown, mask, colours, asked)
-        there = ~distance.isnan()
-        columns[title] = interval(mean_of(distance[there], counts[:, there])) if there.any() else "-"
-    return {"masks": int(there.sum())} | columns
+    columns = {"masks": int(measured.sum())}
+    for title, values in (("distance", distance), ("without colours", without), ("closer by", without - distance),
+                          ("real image", home)):
+        columns[title] = interval(mean_of(values[measured], counts[:, measured])) if measured.any() else "-"
+    return columns
 
 
 def sources_of_colours(args, x0, mask, colorbook):
     """{source: (colours (N, K, 3), asked (N, K) bool)} for images x0 (N, 3, H, W) of test and their masks."""
     colours, own = class_means(x0, mask)
     half = len(x0) // 2  # files are named by their drive: half the set away is another one
-    sources = {"none": (colours, own & False), "own": (colours, own),
+    sources = {"none": (colours, torch.zeros_like(own)), "own": (colours, own),
                "another image": (colours.roll(half, 0), own & own.roll(half, 0))}
     if args.colour:
         single, named = torch.zeros(len(colorbook), 3), torch.zeros(len(colorbook), dtype=torch.bool)
@@ -206,21 +211,26 @@ def sources_of_colours(args, x0, mask, colorbook):
     return sources
 
 
-def draw_source(draw, planes, paths, seeds, precision, device):
-    """The images (N, H, W, 3) uint8 of a source of colours, from their files where all of them are there."""
-    if not all(path.exists() for path in paths):
-        paths[0].parent.mkdir(parents=True, exist_ok=True)
-        with torch.no_grad(), autocast(precision, device):
-            made = draw_in_batches(draw, planes, seeds, device, str(paths[0].parent))
-        for path, image in zip(paths, made):
-            with replacing(path) as png:
-                Image.fromarray(image).save(png, "png")
-    return np.stack([read_image(path) for path in paths])
+def load_plain(path, colorbook, size, device):
+    """The checkpoint of a network without colours, the network and its diffusion. ValueError for other classes, sizes.
+    """
+    state = load_checkpoint(path)
+    same_classes = list(state["colorbook"].items()) == list(colorbook.classes.items())  # their order is the ids
+    if not same_classes or tuple(state["config"]["data"]["size"]) != size:
+        raise ValueError(f"{path}: other classes or another size than {colorbook.source} at {size[0]}x{size[1]}")
+    _, net, diffusion, _ = load_network(state, {"precision": "auto", "device": device})
+    return state, net, diffusion
+
+
+def draw_conditions(net, diffusion, condition, first_seed, steps, device, ids, seeds, guidance):
+    """draw() of draw_missing(): the image of seed s has row s - first_seed of the condition planes (N, C, H, W)."""
+    rows = condition[[seed - first_seed for seed in seeds]].to(device)
+    return draw_images(net, diffusion, rows, seeds, guidance, steps)
 
 
 def study(args):
     """Train, draw masks of test with every source of colours, measure, and draw the sheet."""
-    cfg = load_config(args.config, args.preset, args.set)
+    cfg = load_config(args.config, args.preset, [f"train.steps={TRAIN_STEPS}", *args.set])
     device, out = pick_device(cfg["device"]), args.out or Path(f"runs/colour_{Path(cfg['out']).name}")
     pairs, held_out = read_data(cfg, 0, 1, dry_run=False)
     test, colorbook = Pairs(cfg["data"]["root"], "test", pairs.size), pairs.colorbook
@@ -228,46 +238,47 @@ def study(args):
     chosen = torch.linspace(0, len(test) - 1, min(args.masks, len(test))).round().long()
     x0, mask = unpack(test.planes[chosen], len(colorbook))
     sources = sources_of_colours(args, x0, mask, colorbook)
-    networks = {}
-    if args.plain:
-        state = load_checkpoint(args.plain)
-        if [state["colorbook"], tuple(state["config"]["data"]["size"])] != [colorbook.classes, pairs.size]:
-            raise ValueError(f"{args.plain}: other classes or another size than {cfg['data']['root']} at {pairs.size}")
-        _, *networks["plain"], _ = load_network(state, {"precision": "auto", "device": device})
-        sources["plain"] = sources["none"]
+    plain = load_plain(args.plain, colorbook, pairs.size, device) if args.plain else None
     net = train_network(cfg, pairs, held_out, out / "colour.pt", device, args.minutes)
-    diffusion, trained = Diffusion(**cfg["diffusion"]).to(device), read(out / "colour.pt", "colour")["step"]
+    state = read(out / "colour.pt", "colour") | {"path": out / "colour.pt"}
+    networks = dict.fromkeys(sources, (state, net, Diffusion(**cfg["diffusion"]).to(device)))
+    if plain:
+        sources["plain"], networks["plain"] = sources["none"], plain
 
-    file, rows = out / "results.json", {}
-    settings = {"trained steps": trained} | {key: getattr(args, key) for key in MEASURED_WITH}
-    if file.exists():
-        results = json.loads(file.read_text())
-        if results["settings"] != json.loads(json.dumps(settings)):
-            raise ValueError(f"{file}: made with {results['settings']}, not {settings}: delete it and {out / 'images'}")
-        rows = results["rows"]
-    real, ids, images = to_uint8(x0), test.planes[chosen, 3].numpy(), {}
-    train_images = pairs.planes[:, :3].permute(0, 2, 3, 1).numpy()
+    masks = {test.files[i][0]: test.planes[i, 3].numpy() for i in chosen}
+    real, ids = to_uint8(x0), test.planes[chosen, 3].numpy()
+    judge = None
+    if segment:
+        judge = make_judge(segment, ids, real, pairs.planes[:, :3].permute(0, 2, 3, 1).numpy(), colorbook.names)
     precision = pick_precision(cfg["sample"]["precision"], device)
-    for w, name in itertools.product(args.guidance, sources):
-        (colours, asked), key = sources[name], f"{name}, w = {w:g}"
-        planes = mask if name == "plain" else condition_planes(mask, colours, asked)
-        seeds = range(args.seed, args.seed + len(real))
-        paths = [out / "images" / name.replace(" ", "_") / f"{test.files[i][0]}_w{w:g}_seed{seed}.png"
-                 for i, seed in zip(chosen, seeds)]  # as sample.py names them
-        network, process = networks.get(name, (net, diffusion))
-        draw = partial(draw_images, network, process, guidance=w, steps=args.steps)
-        images[name] = draw_source(draw, planes, paths, seeds, precision, device)
-        if key not in rows:
-            columns = distance_columns(images[name], images["none"], real, mask, colours, asked)
-            rows[key] = {"colours": name, "w": f"{w:g}"} | columns
-            if segment:
-                rows[key] |= judge_columns(segment, ids, real, images[name], train_images, colorbook.names)
-            with replacing(file) as opened:
-                opened.write(json.dumps({"settings": settings, "rows": rows}, indent=1).encode())
-    print(f"{len(real)} masks of {test.folder}, {trained} steps of training\n\n{table(list(rows.values()))}")
+    results, names, images = Results(out / "results.json"), [], {}
+    for w, source in itertools.product(args.guidance, sources):
+        (colours, asked), (state, network, process) = sources[source], networks[source]
+        settings = DPM_SOLVER | {"mask": test.folder / "masks", "n": 1, "seed": args.seed, "guidances": [w],
+                                 "steps": args.steps, "precision": precision}
+        palette = (colours * asked[..., None]).numpy().tobytes() + asked.numpy().tobytes()
+        jobs = [job | {"colours": source, "colours_crc32": zlib.crc32(palette)} for job in plan(state, settings, masks)]
+        names.append(f"{source}, w = {w:g}")
+        row = results.begin(names[-1], jobs[0] | {"masks": len(masks), "judge": args.judge})
+        condition = mask if source == "plain" else condition_planes(mask, colours, asked)
+        draw = partial(draw_conditions, network, process, condition, args.seed, args.steps, device)
+        folder = out / "images" / source.replace(" ", "_")
+        draw_missing(jobs, masks, draw, folder, device)
+        images[source] = np.stack([read_image(file_of(job, folder)) for job in jobs])
+        if "columns" not in row:
+            distances = distance_columns(images[source], images["none"], real, mask, colours, asked)
+            judged = judge(images[source]) if judge else {}
+            row["columns"] = {"colours": source, "w": f"{w:g}"} | distances | judged
+            results.save()
+    print(f"{len(real)} masks of {test.folder}\n\n{table([results.rows[name]['columns'] for name in names])}\n")
+    for source in ("own", "plain") if plain else ("own",):
+        state, network, _ = networks[source]
+        print(f"{state['path']}: {state['step']} steps, {sum(p.numel() for p in network.parameters()):,} parameters")
+    print("own and another image are told colours of the test images, single one of yours: their Frechet distance does "
+          "not compare with that of none and plain")
     draw_study(sources, images, real, ids, colorbook).save(out / "sheet.png")
-    print(f"\n{file}, {out / 'sheet.png'}: masks and real images, then for each source the colours and, at w = {w:g}, "
-          "the images")
+    print(f"{results.file}, {out / 'sheet.png'}: masks and real images, then for each source the colours and, at w = "
+          f"{w:g}, the images")
 
 
 def draw_study(sources, images, real, ids, colorbook):
@@ -293,7 +304,8 @@ def read_palette(args, colorbook, size):
         ids = read_mask(args.like_mask, colorbook)[0]
         image, ids = fit_pair(read_image(args.like), ids, size, None, f"{args.like} and {args.like_mask}")
         planes = torch.from_numpy(np.dstack([image, ids])).permute(2, 0, 1)
-        (colours,), (given,) = class_means(*unpack(planes[None], len(colorbook)))
+        of_image = class_means(*unpack(planes[None], len(colorbook)))
+        colours, given = of_image[0][0], of_image[1][0]
     set_colours(args.colour, colorbook, colours, given)
     return colours, given
 
@@ -328,6 +340,8 @@ def draw_masks(args):
 def run(args):
     if bool(args.checkpoint) != bool(args.mask):
         raise ValueError("--checkpoint and --mask go together, and draw images; without them a network is trained")
+    if (args.like or args.like_mask) and not args.checkpoint:
+        raise ValueError("--like takes the colours of an image to draw with: name a network with --checkpoint")
     (draw_masks if args.checkpoint else study)(args)
 
 
@@ -340,7 +354,7 @@ def main():
     add("--minutes", type=float, default=math.inf, help="at most, of training in all")
     add("--masks", type=parse_count, default=64, help="of test, that are measured; default: %(default)s")
     add("--judge", help="a checkpoint of experiments.segmenter: is the mask obeyed?")
-    add("--plain", help="a checkpoint of train.py for the same data, without colours, to stand beside")
+    add("--plain", help="a checkpoint of train.py for the same data, of as many steps, to stand beside")
     add("--checkpoint", help="a colour.pt to draw with")
     add("--mask", help="a mask file, or a folder of them")
     add("--like", help="the image whose colours to take")

@@ -15,6 +15,7 @@ from experiments.training import autocast
 from sample import draw_sheet, file_of, plan, save, settings_of
 
 AT_ONCE = 16  # images in a batch
+DPM_SOLVER = {"sampler": "dpm_solver", "guidance_interval": [], "eta": 0.0}  # of sample.plan()'s settings
 FRECHET = "Frechet distance, segmenter features"
 JUDGED = {"pixel accuracy": "pixel accuracy: generated / mask", "mean IoU": "mean IoU: generated / mask",
           "share of the ceiling": "share of the ceiling: mean IoU", "Frechet distance": FRECHET,
@@ -37,16 +38,6 @@ def draw_in_batches(draw, planes, seeds, device, title):
     return np.concatenate(images)
 
 
-def plan_jobs(args, state, masks, guidances, n, device, more):
-    """sample.plan() for DPM-Solver++ of args.steps: n images per mask {stem: ids} at each guidance.
-
-    args has mask, where they are from, and seed; state is the checkpoint, with its path; more goes into each job.
-    """
-    settings = {"mask": args.mask, "n": n, "seed": args.seed, "guidances": guidances, "guidance_interval": [],
-                "eta": 0.0, "sampler": "dpm_solver", "steps": args.steps, "precision": pick_precision("auto", device)}
-    return [job | more for job in plan(state, settings, masks)]
-
-
 def draw_missing(jobs, masks, draw, out, device):
     """Save the images of jobs that are not in `out` with the same settings; returns how many, and the seconds for them.
 
@@ -60,7 +51,7 @@ def draw_missing(jobs, masks, draw, out, device):
         for first in range(0, len(of_this_guidance), AT_ONCE):
             batches.append(of_this_guidance[first : first + AT_ONCE])
     started = time.monotonic()
-    for batch in tqdm(batches, str(out), unit="batch"):
+    for batch in tqdm(batches, str(out), unit="batch", disable=not batches):
         ids = torch.stack([torch.from_numpy(masks[job["mask"]]) for job in batch])
         with torch.no_grad(), autocast(batch[0]["precision"], device):
             images = draw(ids.to(device), [job["seed"] for job in batch], batch[0]["guidance"])
@@ -72,9 +63,12 @@ def draw_missing(jobs, masks, draw, out, device):
 def draw_jobs(args, state, masks, colorbook, draw, out, device, more):
     """args.n images of each mask {stem: ids} at each of args.guidance, and sheet.png of them all; returns their jobs.
 
-    draw is that of draw_missing(), the others are those of plan_jobs().
+    draw is that of draw_missing(); args has mask, seed and steps too; state is the checkpoint, with its path; more goes
+    into the settings in each file.
     """
-    jobs = plan_jobs(args, state, masks, args.guidance, args.n, device, more)
+    settings = DPM_SOLVER | {"mask": args.mask, "n": args.n, "seed": args.seed, "guidances": args.guidance,
+                             "steps": args.steps, "precision": pick_precision("auto", device)}
+    jobs = [job | more for job in plan(state, settings, masks)]
     drawn, _ = draw_missing(jobs, masks, draw, out, device)
     draw_sheet(jobs, masks, colorbook, out).save(out / "sheet.png")
     print(f"{len(jobs)} images, {drawn} of them new: {out / 'sheet.png'}")

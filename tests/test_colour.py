@@ -58,7 +58,8 @@ def study(root):
     def call(out, *options, **settings):
         chosen = SMALL | {"data.root": root} | settings
         command("--preset", "toy", "--out", out, *(f"--set={key}={value}" for key, value in chosen.items()), *options)
-        return json.loads((out / "results.json").read_text())["rows"]
+        rows = json.loads((out / "results.json").read_text())
+        return {name: row["columns"] for name, row in rows.items()}
 
     return call
 
@@ -196,9 +197,35 @@ def test_the_study(study, trained, root, tmp_path, monkeypatch, capsys):
     assert len(files) == 2 * 5 * 3 and Image.open(out / "sheet.png").size[0] > 3 * 128
     assert study(out, *options, "--guidance", "1,2") == rows
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert "| another image | 2 |" in capsys.readouterr().out
-    with pytest.raises(SystemExit, match="delete it and"):
-        study(out, *options, "--seed", 9)
+    printed = capsys.readouterr().out
+    assert "| another image | 2 |" in printed
+    assert "200 steps, " in printed and "plain.pt: 0 steps, " in printed and "does not compare" in printed
+    settings = json.loads(Image.open(next(path for path in files if path.parent.name == "own")).text["settings"])
+    assert settings["trained_steps"] == 200 and settings["colours"] == "own"
+    for changed, words in ((["--seed", 9], "seed was 1, is 9"), (["--masks", 2], "masks was 3, is 2"),
+                           (["--colour", "car=0,0,9"], "'single, w = 1' was made with other .* colours_crc32 was")):
+        with pytest.raises(SystemExit, match=words):
+            study(out, *options, *changed, "--guidance", "1")
+    with pytest.raises(SystemExit, match="name a network with --checkpoint"):
+        study(out, *options, "--like", "evening.png", "--like-mask", "evening_mask.png")
+    weights = {"ema": weights, "step": 0, "config": cfg, "colorbook": dict(reversed(CLASSES.items()))}
+    save_checkpoint(tmp_path / "plain.pt", weights)
+    with pytest.raises(SystemExit, match="other classes or another size"):
+        study(out, *options)
+
+
+def test_the_difference_is_that_of_each_mask():
+    """The column "closer by" has the mean difference of two distances, and the interval of that difference."""
+    ids = np.zeros((3, 4, 4), np.uint8)
+    mask, asked = one_hot(torch.from_numpy(ids), 4), torch.tensor([[True, False, False, False]] * 3)
+    colours = torch.full((3, 4, 3), -1.0)  # black, so that distances are the lightness of greys
+    grey = np.array([40, 120, 200], np.uint8)[:, None, None, None] * np.ones((1, 4, 4, 3), np.uint8)
+    columns = colour.distance_columns(grey, grey + 9, grey, mask, colours, asked)
+    numbers = {name: [float(x) for x in text.replace("[", "").replace("]", "").replace(",", "").split()]
+               for name, text in columns.items() if name != "masks"}
+    assert columns["masks"] == 3 and columns["distance"] == columns["real image"]
+    assert numbers["closer by"][0] == pytest.approx(numbers["without colours"][0] - numbers["distance"][0], abs=0.2)
+    assert 3 < numbers["closer by"][1] <= numbers["closer by"][2] < 5  # the masks' own distances differ by 60
 
 
 def test_images_of_colours(trained, root, tmp_path, capsys):
