@@ -30,14 +30,6 @@ def draw_images(net, diffusion, planes, seeds, guidance, steps):
     return to_uint8(sample(guided_eps(net, diffusion, planes, guidance), noise, diffusion.alpha_bar, steps=steps))
 
 
-def draw_in_batches(draw, planes, seeds, device, title):
-    """Images (N, H, W, 3) uint8 by draw(planes, seeds), on the device, of planes (N, C, H, W) and N seeds."""
-    images = []
-    for part in tqdm(torch.arange(len(planes)).split(AT_ONCE), title, unit="batch"):
-        images.append(draw(planes[part].to(device), [seeds[i] for i in part]))
-    return np.concatenate(images)
-
-
 def draw_missing(jobs, masks, draw, out, device):
     """Save the images of jobs that are not in `out` with the same settings; returns how many, and the seconds for them.
 

@@ -1,6 +1,6 @@
 """The networks of experiments/latent.py: an autoencoder with a codebook, its losses, and a U-Net with cross-attention.
 
-    z = net.encode(x)                            x (B, 3, H, W) in [-1, 1] to latents (B, D, H/4, W/4)
+    z = net.encode(x)                            x (B, 3, H, W) in [-1, 1] to latents (B, 3, H/4, W/4)
     codes, ids, commitment = net.quantizer(z)    the nearest code of each position
     y = net.decode(codes)
 
@@ -18,9 +18,9 @@ import torch.nn.functional as F
 from experiments.score_digits import WideBlock
 from unet import UNet
 
-F_DOWN = 4  # a latent position stands for 4x4 pixels
+DOWN = 4  # a latent position stands for 4x4 pixels
 NOT_TOLD = 2  # the state of a label beside 0, absent, and 1, present
-D = 3  # channels of the latents, as many as UNet takes; latent diffusion's VQ-f4 has 3 too
+LATENT_CHANNELS = 3  # as many as UNet takes; latent diffusion's VQ-f4 has 3 too
 
 # ---------------------------------------------------------------------------------------------- the autoencoder
 
@@ -97,7 +97,7 @@ class Patches(nn.Sequential):
 
 
 class Autoencoder(nn.Module):
-    """Images (B, 3, H, W) to latents (B, D, H/4, W/4) and back.
+    """Images (B, 3, H, W) to latents (B, 3, H/4, W/4) and back.
 
     width is a multiple of 8, n the number of codes; adversarial adds the discriminator that the decoder has to fool.
     """
@@ -109,10 +109,10 @@ class Autoencoder(nn.Module):
         self.register_buffer("age", torch.zeros((), dtype=torch.long))  # steps of training
         self.encode = nn.Sequential(
             nn.Conv2d(3, w, 3, padding=1), WideBlock(w, w, 1), WideBlock(w, 2 * w, 2), WideBlock(2 * w, 4 * w, 2),
-            WideBlock(4 * w, 4 * w, 1), nn.GroupNorm(8, 4 * w), nn.SiLU(), nn.Conv2d(4 * w, D, 1))
-        self.quantizer = Quantizer(n, D)
+            WideBlock(4 * w, 4 * w, 1), nn.GroupNorm(8, 4 * w), nn.SiLU(), nn.Conv2d(4 * w, LATENT_CHANNELS, 1))
+        self.quantizer = Quantizer(n, LATENT_CHANNELS)
         self.decode = nn.Sequential(
-            nn.Conv2d(D, 4 * w, 3, padding=1), WideBlock(4 * w, 4 * w, 1), WideBlock(4 * w, 2 * w, 1),
+            nn.Conv2d(LATENT_CHANNELS, 4 * w, 3, padding=1), WideBlock(4 * w, 4 * w, 1), WideBlock(4 * w, 2 * w, 1),
             nn.Upsample(scale_factor=2), WideBlock(2 * w, 2 * w, 1), WideBlock(2 * w, w, 1),
             nn.Upsample(scale_factor=2), WideBlock(w, w, 1), nn.GroupNorm(8, w), nn.SiLU(),
             nn.Conv2d(w, 3, 3, padding=1))

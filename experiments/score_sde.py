@@ -1,11 +1,11 @@
 """The other way to the same goal: an unconditional score model, steered by a segmenter that can see through noise.
 
     python -m experiments.score_sde train --preset idd_lite               the score network: 40 minutes
-    python -m experiments.score_sde train-segmenter --preset idd_lite     the segmenter of noisy images: 15 minutes
-    python train.py --preset idd_lite --set train.steps=8250 --set out=runs/idd_55    DDPM in equal time: 55 minutes
+    python -m experiments.score_sde train-segmenter --preset idd_lite     the segmenter of noisy images: 17 minutes
+    python train.py --preset idd_lite --set train.steps=8500 --set out=runs/equal_time       DDPM: as long, 57 minutes
     python -m experiments.score_sde evaluate --run runs/score_idd_lite --root data/idd_lite/prepared \\
-        --judge runs/judge/checkpoint.pt --ddpm runs/idd_55/checkpoint.pt                       35 minutes
-    python -m experiments.score_sde sample --run runs/score_idd_lite --mask masks/ --s0 1,2     7 seconds an image
+        --judge runs/judge/checkpoint.pt --ddpm runs/equal_time/checkpoint.pt                   40 minutes
+    python -m experiments.score_sde sample --run runs/score_idd_lite --mask masks/ --s0 1,2     8 seconds an image
     python -m experiments.score_sde precision --preset idd_lite --set train.steps=200           6 minutes
     python -m experiments.score_sde smax --preset idd_lite                the largest distance of two training images
 
@@ -398,9 +398,9 @@ def main():
     for name, function, text in (
             ("smax", smax_command, "the largest distance of two training images: seconds"),
             ("train", train_command, "train the score network: 40 minutes"),
-            ("train-segmenter", train_segmenter_command, "train the segmenter of noisy images, measure it: 15 minutes"),
-            ("sample", sample_command, "images of masks: 7 seconds an image"),
-            ("evaluate", evaluate_command, "choose s0 on val, then measure it and DDPM on test: 35 minutes"),
+            ("train-segmenter", train_segmenter_command, "train the segmenter of noisy images, measure it: 17 minutes"),
+            ("sample", sample_command, "images of masks: 8 seconds an image"),
+            ("evaluate", evaluate_command, "choose s0 on val, then measure it and DDPM on test: 40 minutes"),
             ("precision", precision_command, "train in fp32 and in half precision: memory, time, loss; 6 minutes")):
         added[name] = commands.add_parser(name, help=text, description=text)
         added[name].set_defaults(function=function)

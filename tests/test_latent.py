@@ -1,5 +1,6 @@
 """Latent diffusion: the codebook by hand, attention beside torch's, SSIM beside scikit-image's, the program."""
 
+import argparse
 import json
 import math
 import sys
@@ -261,9 +262,29 @@ def test_latents_of_mirrored_images(root):
     torch.testing.assert_close(planes[15, 4], sky.view(8, 4, 8, 4).mean(dim=(1, 3)))
 
 
+def test_a_longer_budget_goes_on(root, tmp_path):
+    """The autoencoder and the pixels' network of the longer budget are those of the shorter one, trained on."""
+    cfg = latent.load_config(None, "toy", [f"{key}={value}" for key, value in (SMALL | {"data.root": root}).items()])
+    args = argparse.Namespace(width=8, codes=16, adversarial=0, heads=2)
+    train, val = (latent.Pairs(root, split, (32, 32)) for split in ("train", "val"))
+
+    def budget(name, shorter, steps):
+        cfg["train"]["steps"] = steps
+        return latent.train_budget(cfg, args, train, val, tmp_path / name, shorter, torch.device("cpu"), 9)
+
+    budget("short", None, 2)
+    going_on, anew = budget("long", tmp_path / "short", 5), budget("anew", None, 5)
+    for kind in ("autoencoder", "latent"):  # as if it had been trained in one go
+        assert going_on[kind][1]["step"] == 5
+        for name, weight in anew[kind][1]["ema"].items():
+            assert torch.equal(going_on[kind][1]["ema"][name], weight), (kind, name)
+    short, longer = read(tmp_path / "short" / "pixel.pt", "pixel"), going_on["pixel"][1]
+    assert short["step"] < longer["step"] and short["log"] == longer["log"][: len(short["log"])]
+
+
 def test_the_study(root, tmp_path, monkeypatch, capsys):
-    """Three trainings of which the third takes as long as the others, a row for each way and guidance, images by the
-    latent network; nothing is done twice.
+    """Three trainings for each budget, of which the third takes as long as the others, a row for each way, images by
+    the latent network; nothing is done twice.
     """
     judge, run = tmp_path / "judge" / "checkpoint.pt", tmp_path / "run"
     monkeypatch.setattr(sys, "argv", ["segmenter", "--root", str(root), "--arch", "lraspp_mobilenet_v3_large",
@@ -271,38 +292,52 @@ def test_the_study(root, tmp_path, monkeypatch, capsys):
     train_judge()
     settings = [f"--set={key}={value}" for key, value in (SMALL | {"data.root": root}).items()]
     options = ["--preset", "toy", *settings, "--run", run, "--width", 8, "--codes", 16, "--masks", 3, "--steps", 2,
-               "--guidance", "1,2", "--judge", judge, "--adversarial", 0.5]
+               "--judge", judge, "--adversarial", 0.5, "--minutes", "9,8"]
     monkeypatch.setattr(latent, "ADVERSARIAL_AFTER", 1)
+    peaks = []
+    monkeypatch.setattr(latent, "peak_memory", lambda work, *_: peaks.append(work()) or 2**20 * len(peaks))
     command(*options)
-    rows = json.loads((run / "results.json").read_text())["rows"]
-    names = ("latent", "pixels", "latent, as long as pixels", "pixels, as long as latent", "latent, labels alone")
-    assert list(rows) == [f"{name}, w = {w}" for w in (1, 2) for name in names]
-    assert rows["latent, w = 1"]["steps"] == 2 and 1 <= rows["latent, as long as pixels, w = 1"]["steps"] <= 20
-    states = {kind: read(run / f"{kind}.pt", kind) for kind in ("autoencoder", "latent", "pixel")}
-    assert [states[kind]["step"] for kind in ("autoencoder", "latent")] == [3, 3]
-    assert states["autoencoder"]["model"]["age"] == 3 and "patches.0.weight" in states["autoencoder"]["ema"]
-    assert states["pixel"]["seconds"] >= states["autoencoder"]["seconds"] + states["latent"]["seconds"] - 0.1
+    rows = json.loads((run / "results.json").read_text())
+    extra = ("latent, as long as pixels", "pixels, as long as latent", "latent, labels alone")
+    expected = ["8 minutes, reconstruction", *(f"8 minutes, {way}, w = 1" for way in ("latent", "pixels"))]
+    expected += ["9 minutes, reconstruction", *(f"9 minutes, {way}, w = 1" for way in ("latent", "pixels", *extra))]
+    assert list(rows) == expected
+    assert len(peaks) == 4  # once for each budget and network
+    columns = {name: row["columns"] for name, row in rows.items()}
+    assert columns["9 minutes, latent, w = 1"]["steps"] == 2
+    longer = columns["9 minutes, latent, as long as pixels, w = 1"]
+    ratio = columns["9 minutes, pixels, w = 1"]["s an image"] / columns["9 minutes, latent, w = 1"]["s an image"]
+    assert longer["steps"] == min(20, max(1, round(2 * ratio)))
+    assert longer["peak MiB"] == columns["9 minutes, latent, w = 1"]["peak MiB"]
+    assert float(longer["nearest training image"].split()[0]) > 0
+    for minutes in (8, 9):
+        states = {kind: read(run / f"{minutes}_minutes" / f"{kind}.pt", kind)
+                  for kind in ("autoencoder", "latent", "pixel")}
+        assert [states[kind]["step"] for kind in ("autoencoder", "latent")] == [3, 3]
+        assert states["autoencoder"]["model"]["age"] == 3 and "patches.0.weight" in states["autoencoder"]["ema"]
+        assert states["pixel"]["seconds"] >= states["autoencoder"]["seconds"] + states["latent"]["seconds"] - 0.1
     scale, planes = states["latent"]["about"]["scale"], latent.Pairs(root, "train", (32, 32))
-    autoencoder, _ = latent.load(run, "autoencoder", Autoencoder, torch.device("cpu"))
+    autoencoder, _ = latent.load(run / "9_minutes", "autoencoder", Autoencoder, torch.device("cpu"))
     z = Latents(autoencoder, planes, True, "fp32", torch.device("cpu")).planes[:, :3]
     torch.testing.assert_close(z.std((0, 2, 3)), torch.tensor(scale["std"]), rtol=1e-3, atol=1e-5)
     printed = capsys.readouterr().out
     assert "| PSNR | SSIM | codes used | perplexity |" in printed and "% of 16 |" in printed
-    files = {path: path.stat().st_mtime_ns for path in run.glob("images/*/*.png")}
-    assert len(files) == 10 * 3 and Image.open(run / "sheet.png").size[0] > 3 * 128
+    assert "| steps a second |" in printed
+    files = {path: path.stat().st_mtime_ns for path in run.glob("*/images/*/*.png")}
+    assert len(files) == 7 * 3 and Image.open(run / "9_minutes" / "sheet.png").size[0] > 3 * 128
     command(*options)
-    assert json.loads((run / "results.json").read_text())["rows"] == rows
-    assert {path: path.stat().st_mtime_ns for path in files} == files
-    with pytest.raises(SystemExit, match="delete it and"):
+    assert json.loads((run / "results.json").read_text()) == rows
+    assert {path: path.stat().st_mtime_ns for path in files} == files and len(peaks) == 4
+    with pytest.raises(SystemExit, match="seed was 1, is 5"):
         command(*options, "--seed", 5)
 
-    command("--run", run, "--mask", root / "test" / "masks" / "half_30.png", "--n", 2, "--steps", 2, "--guidance", 2,
-            "--out", tmp_path / "out")
+    command("--run", run / "9_minutes", "--mask", root / "test" / "masks" / "half_30.png", "--n", 2, "--steps", 2,
+            "--guidance", 2, "--out", tmp_path / "out")
     image = Image.open(tmp_path / "out" / "half_30_w2_seed2.png")
     assert image.size == (32, 32) and json.loads(image.text["settings"])["trained_steps"] == 3
     with pytest.raises(SystemExit, match="name its folder with --run"):
         command("--mask", tmp_path)
     with pytest.raises(SystemExit, match="multiples of 32"):
         command(*options, "--set=data.size=[32,48]")
-    with pytest.raises(SystemExit, match="delete scale.json and latent.pt"):
-        command(*options, "--set=train.steps=4", "--minutes", "9,9")
+    with pytest.raises(SystemExit, match="delete latent.pt"):
+        command(*options, "--set=train.steps=4")
