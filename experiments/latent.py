@@ -11,9 +11,9 @@ For each budget of --minutes three networks are trained one after the other: an 
 of the image's height and width and go through a codebook (VQ-VAE); for as long, a U-Net with cross-attention that
 denoises latents, told the mask and which classes there are (a fifth of the images tell the classes alone, and so teach
 it no mask); and train.py's U-Net on pixels, for as long as these two together. A longer budget goes on with the
-autoencoder and the pixels' network of the shorter one. Encoding the images once, a minute, is in none of these. Minutes
-are those of two CPU cores with bf16, and the sum of the trainings but for a tenth. Ctrl-C loses nothing: the same
-command goes on.
+autoencoder and the pixels' network of the shorter one. Encoding the images, under a minute, is in none of these.
+Minutes are those of two CPU cores with bf16: the trainings, and a tenth of that for the rest, an estimate. Ctrl-C loses
+nothing: the same command goes on.
 
 The autoencoder is trained on L1 and 1 - SSIM at three scales, which stands in for VQ-GAN's perceptual term: the weights
 of VGG cannot be downloaded where this trains, and those of the judge must not train what it judges. SSIM needs none,
@@ -276,8 +276,9 @@ def train_budget(cfg, args, pairs, held_out, folder, shorter, device, minutes):
     return {kind: (net, read(files[kind], kind) | {"path": files[kind]}) for kind, net in nets.items()}
 
 
-def measure_ways(args, results, title, trained, masks, judge, device, longest):
-    """Draw masks {stem: ids} in each way and judge the images: {name of the row: images (N, H, W, 3) uint8}."""
+def measure_ways(args, results, title, trained, masks, source, judge, device, longest):
+    """Draw masks {stem: ids}, from `source`, in each way and judge the images: {name of the row: (N, H, W, 3) uint8}.
+    """
     about, shown = trained["latent"][1]["about"], {}
     diffusion, K = Diffusion(**about["diffusion"]).to(device), len(about["classes"])
     precision = pick_precision("auto", device)
@@ -292,7 +293,7 @@ def measure_ways(args, results, title, trained, masks, judge, device, longest):
     def measure(way, kind, w, steps, peak=None, labels_alone=False):
         """The cost of an image; peak, in MiB, is measured where it is not given."""
         draw = partial({"latent": draw_by_latent, "pixel": draw_by_pixel}[kind], labels_alone=labels_alone)
-        settings = DPM_SOLVER | {"mask": "test", "n": 1, "seed": args.seed, "guidances": [w], "steps": steps,
+        settings = DPM_SOLVER | {"mask": source, "n": 1, "seed": args.seed, "guidances": [w], "steps": steps,
                                  "precision": precision}
         more = {"way": way, "autoencoder_steps": trained["autoencoder"][1]["step"]}
         jobs = [job | more for job in plan(trained[kind][1], settings, masks)]
@@ -370,7 +371,8 @@ def study(args):
             columns = reconstruction_columns(real, reconstructed, codes, args.codes, scale)
             row["columns"] = {"budget": title} | columns | judge_by_segmenter(reconstructed)
             results.save()
-        shown = measure_ways(args, results, title, trained, masks, judge, device, minutes == max(args.minutes))
+        longest = minutes == max(args.minutes)
+        shown = measure_ways(args, results, title, trained, masks, test.folder / "masks", judge, device, longest)
         names += shown
         columns = np.linspace(0, len(real) - 1, min(8, len(real))).round().astype(int)
         images = [real, reconstructed, *shown.values()]

@@ -48,7 +48,7 @@ from experiments.training import fit, make_loader, read, spread
 from experiments.ve_sde import (T_HIGHEST, NoisySegmenter, draw_samples, guided_score, largest_distance, log_likelihood,
                                 network_score, scale_factor, score_errors, see_through_noise, sigma_at, time_at)
 from masks import UNLABELLED, Colorbook, one_hot
-from sample import draw_sheet, load_network, plan, read_masks
+from sample import draw_sheet, file_of, load_network, plan, read_masks
 from train import read_data
 from unet import UNet
 
@@ -298,6 +298,9 @@ def measure(results, name, method, jobs, masks, split, judge):
     if "columns" in row:
         return row
     folder = folder_of(results, name)
+    stale = {path.name for path in folder.glob("*.png")} - {file_of(job, folder).name for job in jobs}
+    if stale:  # evaluate.py would judge them too
+        raise ValueError(f"{folder}: images of other settings, such as {min(stale)}: delete the folder")
     method.calls.clear()
     drawn, seconds = draw_missing(jobs, masks, method.draw, folder, method.device)
     if drawn:  # kept before anything that follows can fail
