@@ -270,7 +270,8 @@ def train_segmenter_command(args):
         opened.write(json.dumps(levels, indent=1).encode())
     for column in ("pixel accuracy", "mean IoU"):
         curves = {name: {row["t"]: [row[column]] for row in rows} for name, rows in levels.items()}
-        draw_curves(curves, f"{column} over t").save(run / f"levels_{column.replace(' ', '_')}.png")
+        image = draw_curves(curves, f"{column} over t, one training for each encoding")
+        image.save(run / f"levels_{column.replace(' ', '_')}.png")
     shown = [{"split, encoding": name} | {f"mean IoU at t = {row['t']:.1f}": row["mean IoU"] for row in rows[::10]}
              for name, rows in levels.items()]
     print(f"{table(shown)}\n{file}\nlog sigma = log smin + t log(smax / smin): the two encodings differ in scale and "
