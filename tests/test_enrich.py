@@ -14,7 +14,7 @@ import evaluate
 from data.common import write_dataset
 from dataset import read_image
 from evaluate import build_segmenter, resample
-from experiments import enrich, enrich_study, segmenter
+from experiments import drawing, enrich, enrich_study, segmenter
 from masks import UNLABELLED, Colorbook, read_mask
 
 BOOK = Colorbook(CLASSES)
@@ -63,7 +63,7 @@ def sees_the_left_half(name, colorbook, device):
 @pytest.fixture
 def enriched(root, untrained, tmp_path, monkeypatch):
     """enriched("--n", 4, ...) runs the program on the toy streets and returns its folder."""
-    monkeypatch.setattr(enrich, "load_segmenter", sees_the_left_half)
+    monkeypatch.setattr(drawing, "load_segmenter", sees_the_left_half)
     checkpoint = untrained(sample__steps=3, sample__guidance=1.0)
 
     def call(*options, out="out"):
@@ -133,7 +133,7 @@ def test_a_shape_is_scaled_to_its_row():
     shapes, _ = enrich.cut_shapes(ids, CAR, [CAR], 3)
     rows, seen = {shape["box"][2] for shape in shapes}, set()
     for seed in range(60):
-        place = enrich.find_place("car", shapes, 0.1, ids, [CAR, PERSON], 3, np.random.default_rng(seed))
+        place = enrich.find_place(shapes, 0.1, ids, [CAR, PERSON], 3, np.random.default_rng(seed))
         top, left, bottom, right = place["box"]
         expected = np.array([3, 5]) * np.exp(0.1 * (bottom - place["shape"]["box"][2]))
         assert np.abs(expected - place["mask"].shape).max() <= 0.5 and bottom in rows
@@ -141,6 +141,31 @@ def test_a_shape_is_scaled_to_its_row():
         assert (ids[place["scene"], bottom, left:right][place["mask"][-1]] == ROAD).all()
         seen.add(place["mask"].shape)
     assert len(seen) > 2
+
+
+def test_nothing_floats():
+    """The lowest pixels of a thing are on the row that was asked for, above its ground, also where it has shrunk."""
+    ids = np.full((8, 32, 24), ROAD, np.uint8)
+    ids[:, :20:3] = SKY  # most rows are no road
+    legs = np.array([[1, 1, 1]] * 5 + [[0, 1, 0]], bool)
+    shapes = [{"source": i % 8, "box": (row - 6, 3, row, 6), "mask": legs, "ground": ROAD}
+              for i, row in enumerate(range(8, 30))]
+    assert not enrich.resize(legs, [4, 2])[-1].any()  # the middle column is gone, and with it the foot
+    for seed in range(200):
+        place = enrich.find_place(shapes, 0.05, ids, [CAR], 3, np.random.default_rng(seed))
+        top, left, bottom, right = place["box"]
+        new = np.zeros((32, 24), bool)
+        new[top:bottom, left:right] = place["mask"]
+        foot = np.flatnonzero(new.any(axis=1))[-1]
+        assert foot == bottom - 1 and (ids[place["scene"], foot + 1][new[foot]] == ROAD).all()
+
+
+def test_without_a_place_there_is_none():
+    """A shape whose ground is in no other mask finds no place."""
+    ids = np.stack([scene(0)[1], np.full((16, 24), SKY, np.uint8)])
+    shapes, _ = enrich.cut_shapes(ids, CAR, [CAR], 3)
+    assert len(shapes) == 1
+    assert enrich.find_place(shapes, 0.0, ids, [CAR], 3, np.random.default_rng(0)) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ the edits
@@ -181,13 +206,15 @@ def test_what_the_judge_does_not_see_is_left_out(enriched, exact, capsys):
         assert line["seen"] == pytest.approx(share, abs=1e-4) and line["accepted"] == (share >= 0.5)
         assert line["seen_before"] == 0  # nothing of these classes was there
     text = capsys.readouterr().out
+    assert report["car"]["no place"] == 0
     for name, unseen in {"person": 1.0, "car": 0.0}.items():  # in the real scenes, on the right and on the left
         accepted = [line["accepted"] for line in lines if line["class"] == name]
         rejected = accepted.count(False) / len(accepted)
         assert sum(accepted) == 5 and 0 < rejected < 1
         assert report[name]["rejected"] == pytest.approx(rejected) and report[name]["real shapes unseen"] == unseen
         assert report[name]["seen before"] == 0
-        assert f"{name}: {len(accepted)} edits with 12 shapes, 5 accepted" in text and f"{rejected:.0%} of them" in text
+        assert f"{name}: {len(accepted)} edits with 12 shapes, 5 accepted" in text
+        assert f"{rejected:.0%} of the edits, nor in {unseen:.0%} of the real shapes" in text
     assert len(list((out / "images").iterdir())) == 10 == len(list((out / "masks").iterdir()))
 
 
@@ -197,10 +224,24 @@ def test_a_judge_that_sees_nothing_ends_the_run(enriched, monkeypatch, capsys):
         return torch.full_like(images[:, 0], SKY)
 
     blind.image_size = None
-    monkeypatch.setattr(enrich, "load_segmenter", lambda *names: blind)
+    monkeypatch.setattr(drawing, "load_segmenter", lambda *names: blind)
     out = enriched("--n", 2, "--tries", 3)
     assert len(lines_of(out)) == 6 and not list((out / "images").iterdir())
     assert "0 images of 2" in capsys.readouterr().out
+
+
+def test_a_class_without_a_place_ends_nothing(enriched, exact, root, monkeypatch, capsys):
+    """Tries that find no place are counted, a class without shapes is skipped, and the others get their images."""
+    find = enrich.find_place
+    monkeypatch.setattr(enrich, "find_place", lambda shapes, *others: (
+        None if (shapes[0]["mask"].shape == SHAPES[PERSON].shape) else find(shapes, *others)))
+    out = enriched("--n", 6, "--tries", 3, "--seen", 0, "--classes", "person,car,sky")
+    lines, report = lines_of(out), json.loads((out / "report.json").read_text())
+    assert [line["seed"] for line in lines] == list(range(1, 13))
+    assert [(report[name]["shapes"], report[name]["no place"], report[name]["accepted"])
+            for name in ("person", "car", "sky")] == [(12, 9, 0), (12, 0, 3), (0, 0, 0)]
+    assert report["sky"]["rejected"] is None and report["person"]["real shapes unseen"] == 1
+    assert "no shape of sky can be put elsewhere: the class is skipped" in capsys.readouterr().out
 
 
 def test_stopped_and_resumed(enriched, monkeypatch):
@@ -230,7 +271,7 @@ def test_stopped_and_resumed(enriched, monkeypatch):
     ("no shape", ["no shape of sky", "12 cut off by the edge", "--least"]),
     ("judge", ["judge.pt", "lacks sky, car, person"]),
     ("generator", ["untrained.pt knows the classes road, sky, car, person", "dog", "train a generator"]),
-    ("no place", ["1 shapes of person", "2000 times"]),
+    ("judge in place", ["another judge", "choose another --out"]),
     ("other files", ["no settings.json"]),
     ("other settings", ["another n, seen", "choose another --out"]),
     ("no data", ["train/images: no such folder"]),
@@ -244,7 +285,7 @@ def test_mistakes_are_messages(enriched, root, tmp_path, monkeypatch, case, word
     elif case == "no shape":
         options += ["--classes", "sky"]
     elif case == "judge":
-        monkeypatch.setattr(enrich, "load_segmenter", evaluate.load_segmenter)
+        monkeypatch.setattr(drawing, "load_segmenter", evaluate.load_segmenter)
         arch, classes = "lraspp_mobilenet_v3_large", {"road": [1, 2, 3], "dog": [4, 5, 6]}
         state = {"arch": arch, "model": build_segmenter(arch, 2).state_dict(), "colorbook": classes}
         torch.save(state, tmp_path / "judge.pt")
@@ -253,9 +294,11 @@ def test_mistakes_are_messages(enriched, root, tmp_path, monkeypatch, case, word
         Colorbook({"dog": [1, 2, 3]} | CLASSES).save(root / "colorbook.json")
         for path in (root / "train" / "masks").iterdir():
             Image.new("L", (24, 16)).save(path)
-    elif case == "no place":
-        for path in list((root / "train" / "images").iterdir())[1:]:
-            path.unlink()
+    elif case == "judge in place":
+        (tmp_path / "judge.pt").write_bytes(b"trained")
+        options += ["--judge", tmp_path / "judge.pt"]
+        enriched(*options)
+        (tmp_path / "judge.pt").write_bytes(b"trained again")
     elif case == "other files":
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("mine")
