@@ -1,6 +1,7 @@
 """Enriching a data set: shapes, places, edits, what the judge leaves out, resuming; and the study of its worth."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -331,14 +332,16 @@ class Pixelwise(torch.nn.Module):
 
 @pytest.fixture
 def study(root, untrained, exact, tmp_path, monkeypatch):
-    """study("--seeds", 2, ...) runs the study on the toy streets; returns its folder and the order of what happened."""
+    """study("--seeds", 2, ...) runs the study on the toy streets; returns its folder, the order of what happened, and
+    the class weights of all trainings of as many steps."""
     for module in (segmenter, evaluate):
         monkeypatch.setattr(module, "build_segmenter", Pixelwise)
-    checkpoint, events = untrained(sample__steps=2, sample__guidance=1.0), []
+    checkpoint, events, weights = untrained(sample__steps=2, sample__guidance=1.0), [], {}
     train, pairs, edit = enrich_study.train_segmenter, enrich_study.Pairs, enrich.run
 
     def note_training(pairs, settings, seed, *others):
-        events.append(f"train {seed}" + ", balanced" * ("balance" in settings))
+        events.append(f"train {seed}, {settings['steps']} steps")
+        weights.setdefault(settings["steps"], []).append(settings["class_weights"])
 
     monkeypatch.setattr(enrich_study, "train_segmenter", lambda *a: note_training(*a) or train(*a))
     monkeypatch.setattr(enrich_study, "Pairs", lambda *a, **k: events.append(a[1]) or pairs(*a, **k))
@@ -347,27 +350,31 @@ def study(root, untrained, exact, tmp_path, monkeypatch):
     def call(*options):
         events.clear()
         words = ["--root", root, "--checkpoint", checkpoint, "--classes", "person,car", "--drive", "^[a-z]", "--shares",
-                 50, 100, "--steps", 3, "--batch-size", 4, "--scale", 1, "--seen", 0, "--least", 3, "--out",
-                 tmp_path / "study", "--device", "cpu", *options]
+                 50, 100, "--steps", 2, 3, "--seen", 0, "--least", 3, "--out", tmp_path / "study", "--device", "cpu",
+                 *options]
         monkeypatch.setattr(sys, "argv", ["enrich_study", *map(str, words)])
         enrich_study.main()
-        return tmp_path / "study", events
+        return tmp_path / "study", events, weights
 
     return call
 
 
 def test_the_study_end_to_end(study, root, capsys):
     """Arms have equal masks or numbers, a share is made of itself alone, held-out drives come last, runs are kept."""
-    out, events = study("--seeds", 1, "--no-balance")
-    scored = [f"train {seed}" for seed in (0,) * 8]
-    assert [event for event in events if event.startswith("train ")] == ["train 1000, balanced"] * 2 + scored
+    out, events, weights = study("--seeds", 1)
+    judges = ["train 1000, 2 steps", "train 1000, 3 steps"]
+    assert [event for event in events if event.startswith("train ")] == [
+        *judges, *["train 0, 2 steps"] * 4, *["train 0, 3 steps"] * 3]  # images drawn as a whole at one share only
     assert events.count("enrich") == 2 and events.count("test") == 1
-    assert events.index("test") > events.index("train 0") > len(events) - 1 - events[::-1].index("enrich")
+    assert events.index("test") > events.index("train 0, 2 steps") > len(events) - 1 - events[::-1].index("enrich")
+    for steps, share in ((2, out / "share050" / "prepared"), (3, root)):  # of real pairs, whatever is added
+        of_real = segmenter.class_weights(segmenter.Pairs(share, "train", (16, 24))).tolist()
+        assert weights[steps] == [of_real] * (5 if steps == 2 else 4)
     for share, n in (("share050", 6), ("share100", 12)):
         lines = lines_of(out / share / "enriched")
         stems = {path.stem for path in (out / share / "prepared" / "train" / "images").glob("*")}
         assert len(stems) == (6 if n == 6 else 0) and len(lines) == n
-        assert len(list((out / share / "plain" / "images").iterdir())) == n
+        assert len(list((out / share).glob("plain/images/*"))) == (n if n == 6 else 0)
         for line in lines:
             assert n == 12 or {line["shape"]["from"], line["place"]["in"]} <= stems
             mask, real, ids, changed = result_of(out / share / "enriched", line)[1:]
@@ -379,37 +386,85 @@ def test_the_study_end_to_end(study, root, capsys):
     rows = [row.split(" | ") for row in (out / "table.md").read_text().splitlines() if row.startswith("| 50 % | 1 |")]
     assert [row[2] for row in rows] == ["IoU of person", "IoU of car", "IoU of road", "IoU of sky", "mean IoU",
                                         "pixel accuracy"]
-    study("--seeds", 2, "--no-balance")
-    assert [event for event in events if event.startswith("train ")] == ["train 1"] * 8
-    assert "| 100 % | 2 | mean IoU | " in capsys.readouterr().out and not list(out.glob("share*/*_seed*.pt"))
+    study("--seeds", 2)
+    assert [event for event in events if event.startswith("train ")] == [
+        *["train 1, 2 steps"] * 4, *["train 1, 3 steps"] * 3]
+    table = (out / "table.md").read_text()
+    assert "| 100 % | 2 | mean IoU | " in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("share050/*_seed*.pt")) == [
+        f"{arm}_seed0.pt" for arm in ("enriched", "pasted", "plain", "real")]
+    notes = [line for line in table.splitlines() if line.startswith("The generator at ")]  # trained on other scenes
+    assert [note.split(",")[0] for note in notes] == ["The generator at 50 %", "The generator at 100 %"]
+    with pytest.raises(SystemExit, match="share050/settings.json: begun with another steps"):
+        study("--steps", 4)
+
+
+def test_a_generator_of_the_share_alone_is_not_noted(root, untrained, tmp_path):
+    """Whether a generator knows more than its share is read from its checkpoint, however many checkpoints there are."""
+    path = untrained(data__root=root)
+    assert enrich_study.note_generator(path, 100, root) == []
+    [note, _] = enrich_study.note_generator(path, 10, tmp_path / "share010" / "prepared")
+    assert f"at 10 %, {path}, was trained on {root}, not on this share" in note
+
+
+def image(hit, missed):
+    return [[hit, missed], [0, 10]]  # of class road: IoU hit / (hit + missed)
 
 
 def test_the_figures_of_the_table():
-    """IoU, differences and both intervals are those that one gets by hand; bold is what neither interval doubts."""
-    def image(hit, missed):
-        return [[hit, missed], [0, 10]]  # of class road: IoU hit / (hit + missed)
-
+    """IoU and differences are those that one gets by hand; bold is what the interval does not doubt."""
     real = [[image(5, 5), image(5, 5)], [image(4, 6), image(6, 4)]]      # IoU of road 0.5 in both seeds
-    added = [[image(8, 2), image(7, 3)], [image(9, 1), image(7, 3)]]     # 0.75 and 0.8
-    runs = {"real": np.array(real), "enriched": np.array(added), "pasted": np.array(real), "plain": np.array(real)}
-    rows = [line.split(" | ") for line in enrich_study.table({10: runs}, ["road", "dog"], ["dog"])]
-    road = next(row for row in rows if row[2:3] == ["IoU of road"])
-    assert road[3] == "0.5000 ± 0.0000" and road[6] == "+0.0000 [+0.0000, +0.0000] [+0.0000, +0.0000]"
-    # by seeds: 0.275 ± 12.706 * 0.0354 / sqrt(2); by images: the first alone gives 0.85 - 0.45, the second 0.7 - 0.55
-    assert road[4] == "+0.2750 [-0.0427, +0.5927] [+0.1500, +0.4000]"
+    better = [[image(8, 2), image(7, 3)], [image(9, 1), image(7, 3)]]    # 0.75 and 0.8
+    runs = {"real": np.array(real), "enriched": np.array(better), "pasted": np.array(real)}
+    rows = [line.split(" | ") for line in enrich_study.score_table({10: runs}, ["road", "dog"], ["dog"],
+                                                                   np.array([0, 1]))]
+    assert rows[0][4:] == ["enriched - pasted", "enriched - real", "pasted - real", "plain - real |"]
+    assert [row[2] for row in rows[2:6]] == ["IoU of dog", "IoU of road", "mean IoU", "pixel accuracy"]
+    road = rows[3]
+    assert road[3] == "0.5000 ± 0.0000" and road[4] == road[5] and road[5].startswith("+0.2750 [-")
+    assert road[6:] == ["+0.0000 [+0.0000, +0.0000]", "- |"]
     counts = resample(2, 2, None)[0]
-    values = enrich_study.all_scores(added, counts)
-    assert values[:, 0, 0].tolist() == [0.75, 0.8] and values[0, counts[:, 1] == 2, 0].unique().tolist() == [0.7]
-    steady = {"real": np.array(real[:1] * 2), "enriched": np.array([[image(8, 2)] * 2] * 2)}
-    rows = enrich_study.table({10: steady | {"pasted": steady["real"], "plain": steady["real"]}}, ["road", "dog"], [])
-    assert "| **+0.3000** [+0.3000, +0.3000] [+0.3000, +0.3000] | +0.0000" in rows[2]
+    values = enrich_study.all_scores(better, counts, ["road", "dog"])["road"]
+    assert values[0].tolist() == [0.75, 0.8] and set(values[counts[:, 1] == 2, 0]) == {0.7}
+    steady = {"real": np.array(real[:1] * 2), "pasted": np.array([[image(8, 2)] * 2] * 2)}
+    rows = enrich_study.score_table({10: steady | {"enriched": steady["real"]}}, ["road", "dog"], [], np.array([0, 1]))
+    assert "| **+0.3000** [+0.3000, +0.3000] | - |" in rows[2]
+
+
+def test_the_interval_covers_seeds_and_drives():
+    """Where drives agree it is Student's t of the seeds, where seeds agree that of the drives, and both add up; frames
+    of one drive are one observation."""
+    difference = np.array([0.03, 0.01, 0.02, 0.05, 0.04])  # of five seeds; their mean has a deviation of 0.00707
+    by_drives = np.random.default_rng(0).normal(0, 0.01, (5000, 1))
+    by_drives[0] = 0
+    seed_counts = resample(5, 5, None, 4999)[1].numpy()
+    reach = {}
+    for name, values in {"seeds": np.tile(difference, (5000, 1)), "drives": 0.03 + by_drives + np.zeros((1, 5)),
+                         "both": difference + by_drives}.items():
+        mean, (low, high) = enrich_study.compare(values, seed_counts, 9)
+        assert mean == pytest.approx(0.03) and (low + high) / 2 == pytest.approx(0.03)
+        reach[name] = high - mean
+    assert reach["seeds"] == pytest.approx(2.7764 * 0.00707, rel=0.03)  # t(4)
+    assert reach["drives"] == pytest.approx(2.7764 * 0.01 * 1.25**0.5, rel=0.03)
+    assert reach["both"] == pytest.approx(np.hypot(reach["seeds"], reach["drives"]), rel=0.03)
+    assert enrich_study.compare(by_drives, seed_counts[:, :1], 9)[1] is None
+    frames = np.array([[image(9, 1)] * 5 + [image(2, 8)] * 5] * 2), np.array([[image(5, 5)] * 10] * 2)
+    runs = {10: {"real": frames[1], "enriched": frames[0], "pasted": frames[1]}}
+    widths = []
+    for drive_index in (np.arange(10), np.repeat([0, 1], 5)):
+        cell = enrich_study.score_table(runs, ["road", "dog"], [], drive_index)[2].split(" | ")[5]
+        low, high = re.search(r"\[(.*), (.*)\]", cell).groups()
+        widths.append(float(high) - float(low))
+    assert widths[1] > 2 * widths[0]
 
 
 @pytest.mark.parametrize("options, words", [
     (["--drive", "^[a-z]_[0-9]"], ["drive(s), such as", "both train and test"]),
     (["--drive", "x"], ["--drive x", "12 of the 12 names"]),
-    (["--shares", 0], ["--shares"]),
-    (["--checkpoint", "a", "b", "--shares", 10], ["2 checkpoints for 1 shares"]),
+    (["--shares", 0, 100], ["--shares [0, 100]"]),
+    (["--shares", 10], ["--steps: 2 for 1 shares"]),
+    (["--checkpoint", "a", "b", "--shares", 10, "--steps", 1], ["--checkpoint: 2 for 1 shares"]),
+    (["--steps", 1, 0], ["--steps [1, 0]"]),
     (["--split", "val"], ["val"]),
 ])
 def test_mistakes_in_the_study(study, root, tmp_path, options, words):
