@@ -111,7 +111,7 @@ def free_columns(shape, ids, row, ground, rare):
 
 
 def find_place(shapes, slope, ids, rare, least, rng):
-    """One of the shapes, the number of another mask, and the box there with the shape in its new size.
+    """A dict: one of the shapes; scene, the number of another mask; the box there; mask (h, w), the shape in its size.
 
     None where 2000 draws fit nowhere.
     """
@@ -199,8 +199,8 @@ def judge_edits(lines, edits, drawn, names, segment, seen_in_real, threshold):
 
     seen_in_real (N, H, W): what it sees in the real images.
     """
-    images = np.stack([drawn[line["image"]] for line in lines])
-    for line, seen in zip(lines, in_batches(segment, images, "judging").numpy()):
+    images = torch.from_numpy(np.stack([drawn[line["image"]] for line in lines])).permute(0, 3, 1, 2)
+    for line, seen in zip(lines, segment(images).numpy()):
         edit, k = edits[line["image"]], names.index(line["class"])
         share = float((seen[edit["new"]] == k).mean())
         share_before = float((seen_in_real[edit["scene"]][edit["new"]] == k).mean())

@@ -8,19 +8,19 @@
     pasted      the real pairs, and the same edits with the real pixels of the shapes pasted in: copy-paste augmentation
     plain       the real pairs, and as many images drawn from their masks as a whole; at the first share only
 
-Within a share, all are trained for as many steps from the same seeds, with the same weights of the classes in the loss,
-those of the real pairs: 1 / sqrt(share of the pixels), since a short training finds no rare class without them. Shapes,
-places, edited images and the judge of experiments.enrich come from that share alone. That judge is a segmenter of the
-share with a seed of its own, which no other part of the study uses. A generator that was trained on something else than
-the share is noted under the table; --checkpoint takes one for each share, and the first call writes
-OUT/share010/prepared, to train it on, and says how. The held-out --split is opened to score a segmenter that is
-trained, and never before; drives that have frames in it and in train are refused (--drive tells which part of a name is
-the drive).
+Within a share, all are trained for as many steps from the same seeds, and a class weighs the same in the loss of all:
+1 / sqrt(its share of the real pixels), since a short training finds no rare class without. Shapes, places, edited images
+and the judge of experiments.enrich come from the share alone; that judge is a segmenter with a seed of its own, which
+no other part of the study uses. --checkpoint takes a generator for each share: the first call writes
+OUT/share010/prepared to train one on, and says how; one that knows other data is named under the table. The held-out
+--split is opened to score a segmenter that is trained, and never before; drives that have frames in it and in train are
+refused (--drive tells which part of a name is the drive).
 
 OUT gets table.md, after each seed; a folder for each share with what was made, pairs.png (real, mask, edited mask,
 enriched, pasted) and the segmenters of seed 0; and the confusion matrices of each run. Ctrl-C loses nothing: the same
-command goes on, and more --seeds or --shares are added. The 35 trainings and 2300 edits of the defaults take 90 minutes
-on two CPU cores at 64x64, by 0.3 s a step of training and 0.25 s an edit; 128x128 takes four times that.
+command goes on, and more --seeds or --shares are added. The defaults are 37 trainings and some 2300 edits, half of them
+rejected: an estimated 90 minutes on two CPU cores at 64x64, by 0.3 s a step and 0.25 s an edit; at 128x128 four times
+that.
 """
 
 import argparse
@@ -196,10 +196,10 @@ def all_scores(matrices, counts, names):
 
 
 def compare(difference, seed_counts, drives):
-    """Mean and 95 % interval of the difference (R, S) of a score of two arms, by draws of drives, for each seed.
+    """Mean and 95 % interval of a score's difference (R, S) between two arms, by draws of drives and by seeds.
 
-    seed_counts (R, S): how often each seed counts. The first row of both is without drawing. Draws of S seeds vary
-    less than means of S seeds do, by sqrt((S - 1) / S), which is undone. None for the interval of one seed or drive.
+    seed_counts (R, S): how often each seed counts in a draw; the first row of both is without drawing. Means of drawn
+    seeds vary less than means of new seeds, by sqrt((S - 1) / S), which is undone. One seed or drive has no interval.
     """
     S = difference.shape[1]
     draws = (difference * seed_counts).mean(axis=1)
@@ -260,8 +260,7 @@ def for_each_share(args, name):
     """{share: the value of --name}, which has one value, or one for each share."""
     values = getattr(args, name)
     if len(values) not in (1, len(args.shares)):
-        raise ValueError(f"--{name}: {len(values)} for {len(args.shares)} shares ({args.shares}): name one, or one for "
-                         "each")
+        raise ValueError(f"--{name}: {len(values)} for {len(args.shares)} shares: name one, or one for each of them")
     return dict(zip(args.shares, values * len(args.shares)))
 
 
@@ -291,13 +290,12 @@ def begin(args, device):
 
 
 def note_generator(checkpoint, share, root):
-    """A line that says so where a generator was trained on something else than its share; no line otherwise."""
+    """A line for the table where a generator was trained on something else than its share; "" otherwise."""
     trained_on = load_checkpoint(checkpoint)["config"]["data"]["root"]
     if Path(trained_on).resolve() == root.resolve():
-        return []
-    return [f"The generator at {share} %, {checkpoint}, was trained on {trained_on}, not on this share of the data "
-            f"({root}): what it learnt there is in the columns `enriched` and `plain`, but not in `pasted` and `real`.",
-            ""]
+        return ""
+    return (f"The generator at {share} %, {checkpoint}, was trained on {trained_on}, not on this share of the data, "
+            f"{root}. What it saw there and not here reached `enriched` and `plain`, but not `real` and `pasted`.\n\n")
 
 
 def run(args):
@@ -306,7 +304,7 @@ def run(args):
     pairs, rare, settings, checkpoints = begin(args, device)
     folders = {share: out / f"share{share:03}" for share in args.shares}
     roots = {share: take_share(args.root, pairs, share, folder / "prepared") for share, folder in folders.items()}
-    notes = []
+    notes = ""
     for share, root in roots.items():
         if not checkpoints[share].is_file():
             raise ValueError(f"{checkpoints[share]}: no such checkpoint; train it on {root}: python train.py --set "
@@ -338,8 +336,8 @@ def run(args):
                 runs[share][arm].append(result["matrices"])
         drives = [re.search(args.drive, stem)[0] for stem in result["stems"]]
         drive_index = np.unique(drives, return_inverse=True)[1]
-        lines = [*score_table(runs, pairs.colorbook.names, rare, drive_index), "", *added_table(reports), "", *notes]
-        enrich.write(out / "table.md", "\n".join(lines) + "\n")
+        lines = [*score_table(runs, pairs.colorbook.names, rare, drive_index), "", *added_table(reports), "", notes]
+        enrich.write(out / "table.md", "\n".join(lines))
     print("\n".join(lines))
     print(out / "table.md")
 

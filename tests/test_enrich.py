@@ -402,8 +402,8 @@ def test_the_study_end_to_end(study, root, capsys):
 def test_a_generator_of_the_share_alone_is_not_noted(root, untrained, tmp_path):
     """Whether a generator knows more than its share is read from its checkpoint, however many checkpoints there are."""
     path = untrained(data__root=root)
-    assert enrich_study.note_generator(path, 100, root) == []
-    [note, _] = enrich_study.note_generator(path, 10, tmp_path / "share010" / "prepared")
+    assert enrich_study.note_generator(path, 100, root) == ""
+    note = enrich_study.note_generator(path, 10, tmp_path / "share010" / "prepared")
     assert f"at 10 %, {path}, was trained on {root}, not on this share" in note
 
 
