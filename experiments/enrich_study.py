@@ -9,12 +9,12 @@
     plain       the real pairs, and as many images drawn from their masks as a whole; at the first share only
 
 Within a share, all are trained for as many steps from the same seeds, and a class weighs the same in the loss of all:
-1 / sqrt(its share of the real pixels), since a short training finds no rare class without. Shapes, places, edited images
-and the judge of experiments.enrich come from the share alone; that judge is a segmenter with a seed of its own, which
-no other part of the study uses. --checkpoint takes a generator for each share: the first call writes
-OUT/share010/prepared to train one on, and says how; one that knows other data is named under the table. The held-out
---split is opened to score a segmenter that is trained, and never before; drives that have frames in it and in train are
-refused (--drive tells which part of a name is the drive).
+1 / sqrt(its share of the real pixels), since a short training finds no rare class without. Shapes, places, edits and
+the judge of experiments.enrich come from the share alone; that judge is a segmenter with a seed of its own, which no
+other part of the study uses. --checkpoint takes a generator for each share: the first call writes OUT/share010/prepared
+to train one on, and says how; one that knows other data is named under the table. The held-out --split is opened to
+score a segmenter that is trained, and never before; drives that have frames in it and in train are refused (--drive
+tells which part of a name is the drive).
 
 OUT gets table.md, after each seed; a folder for each share with what was made, pairs.png (real, mask, edited mask,
 enriched, pasted) and the segmenters of seed 0; and the confusion matrices of each run. Ctrl-C loses nothing: the same
