@@ -57,9 +57,9 @@ TABLE_SAYS = (
     "whose training differs in the images that were added: drawn into real ones (enriched), pasted into them (pasted), "
     "or drawn as a whole (plain). Since all take the same steps, a segmenter with added images sees the real ones half "
     "as often as one without: `enriched - pasted` is the comparison in which nothing else differs. The interval, 95 %, "
-    "is Student's t with the deviation of 1000 draws, in each of which both the seeds and the drives that are scored "
-    "are drawn anew. Bold: zero is not in it. What was added was drawn once, for all seeds, and of many figures some "
-    "are bold by chance.")
+    "takes seeds and drives for drawn: their variances, the latter from 1000 bootstrap draws of the scored drives, add "
+    "up. Bold: zero is not in it. What was added was drawn once, for all seeds, and of many figures some are bold by "
+    "chance.")
 ADDED_SAYS = (
     "`shapes` could be cut out of the masks of the share; a class without any is skipped. `no place` counts the tries "
     "in which none fitted anywhere, `edits` the others, and `rejected` is the share of these in which the judge did "
@@ -195,18 +195,22 @@ def all_scores(matrices, counts, names):
     return {name: np.stack(values, axis=1) for name, values in result.items()}
 
 
-def compare(difference, seed_counts, drives):
-    """Mean and 95 % interval of a score's difference (R, S) between two arms, by draws of drives and by seeds.
+def compare(difference, drives):
+    """Mean and 95 % interval of a score's difference (1 + R, S) between two arms; None for that of one seed or drive.
 
-    seed_counts (R, S): how often each seed counts in a draw; the first row of both is without drawing. Means of drawn
-    seeds vary less than means of new seeds, by sqrt((S - 1) / S), which is undone. One seed or drive has no interval.
+    Its first row has S seeds on all drives, the others have them on draws of drives. The variances of the mean over
+    seeds and over draws add up; Student's t has the degrees of freedom of Welch and Satterthwaite. (Percentiles of
+    draws of five seeds would hold the truth in 84 of 100 cases.)
     """
-    S = difference.shape[1]
-    draws = (difference * seed_counts).mean(axis=1)
+    mean, S = difference[0].mean(), difference.shape[1]
     if min(S, drives) < 2:
-        return draws[0], None
-    reach = student_t.ppf(0.975, min(S, drives) - 1) * np.nanstd(draws[1:]) * math.sqrt(S / (S - 1))
-    return draws[0], (draws[0] - reach, draws[0] + reach)
+        return mean, None
+    by_seeds = difference[0].var(ddof=1) / S
+    by_drives = np.nanvar(difference[1:].mean(axis=1))
+    variance = by_seeds + by_drives
+    freedom = variance**2 / max(by_seeds**2 / (S - 1) + by_drives**2 / (drives - 1), 1e-30)
+    reach = student_t.ppf(0.975, max(freedom, 1)) * math.sqrt(variance)
+    return mean, (mean - reach, mean + reach)
 
 
 def score_table(runs, names, rare, drive_index):
@@ -220,9 +224,8 @@ def score_table(runs, names, rare, drive_index):
     drives = max(drive_index) + 1
     for share, matrices in runs.items():
         seeds = len(matrices["real"])
-        drive_counts, seed_counts = resample(drives, seeds, None)
-        image_counts = drive_counts[:, drive_index]
-        arms = {arm: all_scores(of_arm, image_counts, names) for arm, of_arm in matrices.items()}
+        counts = resample(drives, len(drive_index), drive_index)[1]
+        arms = {arm: all_scores(of_arm, counts, names) for arm, of_arm in matrices.items()}
         for score in [*rare, *(name for name in arms["real"] if name not in rare)]:
             real = arms["real"][score][0]
             cells = [f"{share} %", f"{seeds}", f"IoU of {score}" if score in names else score,
@@ -231,7 +234,7 @@ def score_table(runs, names, rare, drive_index):
                 if arm not in arms:
                     cells.append("-")
                     continue
-                mean, interval = compare(arms[arm][score] - arms[base][score], seed_counts.numpy(), drives)
+                mean, interval = compare(arms[arm][score] - arms[base][score], drives)
                 cell = f"{mean:+.4f}"
                 if interval:
                     bold = "**" if interval[0] > 0 or interval[1] < 0 else ""

@@ -432,22 +432,21 @@ def test_the_figures_of_the_table():
 
 
 def test_the_interval_covers_seeds_and_drives():
-    """Where drives agree it is Student's t of the seeds, where seeds agree that of the drives, and both add up; frames
+    """Where drives agree it is Student's t of the seeds, where seeds agree that of the drives, else both add up; frames
     of one drive are one observation."""
-    difference = np.array([0.03, 0.01, 0.02, 0.05, 0.04])  # of five seeds; their mean has a deviation of 0.00707
-    by_drives = np.random.default_rng(0).normal(0, 0.01, (5000, 1))
-    by_drives[0] = 0
-    seed_counts = resample(5, 5, None, 4999)[1].numpy()
+    seeds = np.array([0.03, 0.01, 0.02, 0.05, 0.04])  # their mean has a deviation of 0.00707
+    draws = np.concatenate([[[0]], np.tile([[0.01], [-0.01]], (500, 1))])  # deviation 0.01
     reach = {}
-    for name, values in {"seeds": np.tile(difference, (5000, 1)), "drives": 0.03 + by_drives + np.zeros((1, 5)),
-                         "both": difference + by_drives}.items():
-        mean, (low, high) = enrich_study.compare(values, seed_counts, 9)
-        assert mean == pytest.approx(0.03) and (low + high) / 2 == pytest.approx(0.03)
+    for name, difference in {"seeds": seeds + 0 * draws, "drives": 0.03 + draws + 0 * seeds, "both": seeds + draws,
+                             "none": 0 * seeds + 0 * draws}.items():
+        mean, (low, high) = enrich_study.compare(difference, 10)
+        assert mean == pytest.approx(0.03 if name != "none" else 0) and (low + high) / 2 == pytest.approx(mean)
         reach[name] = high - mean
-    assert reach["seeds"] == pytest.approx(2.7764 * 0.00707, rel=0.03)  # t(4)
-    assert reach["drives"] == pytest.approx(2.7764 * 0.01 * 1.25**0.5, rel=0.03)
-    assert reach["both"] == pytest.approx(np.hypot(reach["seeds"], reach["drives"]), rel=0.03)
-    assert enrich_study.compare(by_drives, seed_counts[:, :1], 9)[1] is None
+    assert reach["seeds"] == pytest.approx(2.7764 * 0.0070711, rel=1e-4)  # t(4)
+    assert reach["drives"] == pytest.approx(2.2622 * 0.01, rel=1e-4)  # t(9)
+    # variance 0.5e-4 + 1e-4; degrees of freedom 2.25 / (0.25 / 4 + 1 / 9) = 12.96, where t = 2.161
+    assert reach["both"] == pytest.approx(2.161 * 1.5e-4**0.5, rel=1e-3) and reach["none"] == 0
+    assert enrich_study.compare(draws, 10)[1] is None and enrich_study.compare(seeds + draws, 1)[1] is None
     frames = np.array([[image(9, 1)] * 5 + [image(2, 8)] * 5] * 2), np.array([[image(5, 5)] * 10] * 2)
     runs = {10: {"real": frames[1], "enriched": frames[0], "pasted": frames[1]}}
     widths = []
