@@ -1,24 +1,26 @@
 """Does it help a segmenter that rare things were drawn into its images? Four ways to train it, on little data and much.
 
     python -m experiments.enrich_study --root data/idd_lite/prepared --checkpoint runs/idd_lite/checkpoint.pt \\
-        --classes "living things,vehicles" --drive "^train_[0-9]+" --out runs/enrich_study
+        --classes "living things,vehicles" --drive "^[^_]+_[0-9]+" --out runs/enrich_study
 
     real        the real pairs of the train split, or a share of them
-    enriched    these, and as many images of experiments.enrich
-    pasted      these, and the same edits with the real pixels of the shapes pasted in: copy-paste augmentation
-    plain       these, and as many images drawn from masks of these, without any editing
+    enriched    the real pairs, and as many images of experiments.enrich
+    pasted      the real pairs, and the same edits with the real pixels of the shapes pasted in: copy-paste augmentation
+    plain       the real pairs, and as many images drawn from their masks as a whole; at the first share only
 
-All are trained for as many steps from the same seeds, with a loss in which rare classes weigh more, since without it a
-short training does not find them at all (--no-balance). For each share of the real data, shapes, places, edited images
-and the judge of experiments.enrich come from that share alone. That judge is a segmenter of the share with a seed of
-its own, which no other part of the study uses. A --checkpoint for each share makes the generator one of the share alone
-too, where one for all of them has seen the whole train split; the first call writes OUT/share010/prepared and the
-like, to train them on, and says how. The held-out --split is opened to score a segmenter that is trained, and never
-before; drives that have frames in it and in train are refused (--drive tells which part of a name is the drive).
+Within a share, all are trained for as many steps from the same seeds, and a class weighs the same in the loss of all:
+1 / sqrt(its share of the real pixels), since a short training finds no rare class without. Shapes, places, edits and
+the judge of experiments.enrich come from the share alone; that judge is a segmenter with a seed of its own, which no
+other part of the study uses. --checkpoint takes a generator for each share: the first call writes OUT/share010/prepared
+to train one on, and says how; one that knows other data is named under the table. The held-out --split is opened to
+score a segmenter that is trained, and never before; drives that have frames in it and in train are refused (--drive
+tells which part of a name is the drive).
 
-OUT gets table.md, a folder for each share with what was made and pairs.png (real, mask, edited mask, enriched, pasted),
-and the confusion matrices of each run. Ctrl-C loses nothing: the same command goes on, more --seeds are added. On two
-CPU cores the 60 runs of three shares and five seeds take 4 hours at 64x64, 6 at 96x128; one run of them 3 minutes or 6.
+OUT gets table.md, after each seed; a folder for each share with what was made, pairs.png (real, mask, edited mask,
+enriched, pasted) and the segmenters of seed 0; and the confusion matrices of each run. Ctrl-C loses nothing: the same
+command goes on, and more --seeds or --shares are added. The defaults are 37 trainings and some 2300 edits, half of them
+rejected: an estimated 90 minutes on two CPU cores at 64x64, by 0.3 s a step and 0.25 s an edit; at 128x128 four times
+that.
 """
 
 import argparse
@@ -32,33 +34,37 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
+from scipy.stats import t as student_t  # scikit-image needs scipy too
 
 import sample
-from checkpoint import pick_device, pick_precision, replacing
+from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
 from config import command
 from data.common import write_dataset
 from dataset import Pairs, contact_sheet, list_files, read_image
 from evaluate import confusion_matrix, find_images, load_segmenter, resample, scores
 from experiments import enrich
-from experiments.segmenter import AUGMENT, add_extra, match_masks, paired, save, train_segmenter
+from experiments.segmenter import AUGMENT, add_extra, class_weights, match_masks, save, train_segmenter
 from masks import read_mask, save_mask
 
 ARMS = ("real", "enriched", "pasted", "plain")
-COMPARED = (("enriched", "real"), ("pasted", "real"), ("plain", "real"), ("enriched", "pasted"))
+COMPARED = (("enriched", "pasted"), ("enriched", "real"), ("pasted", "real"), ("plain", "real"))
+TRAINING = {"arch": "lraspp_mobilenet_v3_large", "lr": 3e-3, "batch_size": 16, "backbone": None, "augment": AUGMENT}
+SCALE = 2  # times larger than they are, the net sees the images
 JUDGE_SEED = 1000  # of the segmenters that leave images out; those that are scored have --seeds from 0 on
 TABLE_SAYS = (
     "`share` is that of the real data. `real` is the mean over the seeds, with their standard deviation, of segmenters "
     "trained on real pairs alone. Every other column is the mean difference of segmenters of equal seeds and steps, "
     "whose training differs in the images that were added: drawn into real ones (enriched), pasted into them (pasted), "
-    "or drawn as a whole (plain). The first interval, 95 %, is Student's t over the seeds, and tells nothing about "
-    "which images were scored; the second, of 1000 bootstrap draws of the scored images, tells nothing about the "
-    "trainings, and takes frames of one drive for independent ones. Bold: neither has zero in it. What was added was "
-    "drawn once, for all seeds, and of many figures some are bold by chance.")
+    "or drawn as a whole (plain). Since all take the same steps, a segmenter with added images sees the real ones half "
+    "as often as one without: `enriched - pasted` is the comparison in which nothing else differs. The interval, 95 %, "
+    "takes seeds and drives for drawn: their variances, the latter from 1000 bootstrap draws of the scored drives, add "
+    "up. Bold: zero is not in it. What was added was drawn once, for all seeds, and of many figures some are bold by "
+    "chance.")
 ADDED_SAYS = (
-    "`shapes` could be cut out of the masks of the share, `edits` were made with them, and `rejected` is the share of "
-    "these in which the judge did not see the class; `real shapes not seen` is the same of the real shapes, in images "
-    "that this judge was trained on; `seen before` is the share of the places in which it saw the class before the "
-    "edit.")
+    "`shapes` could be cut out of the masks of the share; a class without any is skipped. `no place` counts the tries "
+    "in which none fitted anywhere, `edits` the others, and `rejected` is the share of these in which the judge did "
+    "not see the class; `real shapes not seen` is the same of the real shapes, and too low, since this judge was "
+    "trained on them; `seen before` is the share of the places in which it saw the class before the edit.")
 
 # ------------------------------------------------------------------------------------------------- what is trained on
 
@@ -127,41 +133,47 @@ def paste_all(pairs, enriched, out):
     contact_sheet(rows, ["real", "mask", "edited mask", "enriched", "pasted"]).save(out.parent / "pairs.png")
 
 
-def make_pools(args, root, real, checkpoint, folder, train):
-    """{arm: Pairs} for the real pairs of one share, which lie in `root`; what is added is made in `folder` first.
-
-    train(pairs, seed, path) trains a segmenter.
-    """
-    train(real, JUDGE_SEED, folder / "judge.pt")
+def make_pools(args, root, real, checkpoint, folder, with_plain):
+    """{arm: Pairs} for the real pairs of one share, which lie in `root`; what is added to them is made in `folder`."""
     n = max(1, round(args.added * len(real)))
-    settings = [word for setting in args.set for word in ("--set", setting)]
+    sampling = ["--device", args.device, *[word for setting in args.set for word in ("--set", setting)]]
     options = ["--root", root, "--checkpoint", checkpoint, "--classes", args.classes, "--judge", folder / "judge.pt",
-               "--n", n, "--tries", args.tries, "--seen", args.seen, "--least", args.least, "--device", args.device,
-               "--out", folder / "enriched", *settings]
+               "--n", n, "--tries", args.tries, "--seen", args.seen, "--least", args.least,
+               "--out", folder / "enriched", *sampling]
     enrich.run(enrich.make_parser().parse_args([str(word) for word in options]))
     if not any((folder / "enriched" / "images").iterdir()):
         raise ValueError(f"{folder / 'enriched'}: its judge saw the new thing in no image: lower --seen (0 is all), "
                          "take more --steps, or a better generator")
-    used = {"enriched": match_masks(folder / "enriched", folder / "enriched" / "masks")}
-    count = len(used["enriched"])
     paste_all(real, folder / "enriched", folder / "pasted")
-    used["pasted"] = match_masks(folder / "pasted", folder / "pasted" / "masks")
-    options = ["--checkpoint", checkpoint, "--mask", root / "train" / "masks", "--n", math.ceil(count / len(real)),
-               "--as-dataset", folder / "plain", "--resume", "--device", args.device, *settings]
-    sample.run(sample.make_parser().parse_args([str(word) for word in options]))
-    plain = list(match_masks(folder / "plain", folder / "plain" / "masks").items())
-    used["plain"] = dict(plain[i] for i in np.random.default_rng(0).permutation(len(plain))[:count])
+    extra = {arm: match_masks(folder / arm, folder / arm / "masks") for arm in ("enriched", "pasted")}
+    if with_plain:
+        count = len(extra["enriched"])
+        options = ["--checkpoint", checkpoint, "--mask", root / "train" / "masks", "--n", math.ceil(count / len(real)),
+                   "--as-dataset", folder / "plain", "--resume", *enrich.SAMPLER, *sampling]
+        sample.run(sample.make_parser().parse_args([str(word) for word in options]))
+        plain = list(match_masks(folder / "plain", folder / "plain" / "masks").items())
+        extra["plain"] = dict(plain[i] for i in np.random.default_rng(0).permutation(len(plain))[:count])
     pools = {"real": real}
-    for arm, files in used.items():
+    for arm, files in extra.items():
         pools[arm] = copy.copy(real)
         add_extra(pools[arm], files)
     return pools
 
 
+def train(pool, settings, seed, path, device):
+    """Train a segmenter on a pool, unless its checkpoint is at `path` already."""
+    if not path.exists():
+        unfinished = path.with_suffix(".unfinished.pt")
+        net = train_segmenter(pool, settings, seed, device, f"{path.parent.name} {path.stem}", unfinished)
+        save(path, {"arch": settings["arch"], "model": net.state_dict(), "colorbook": pool.colorbook.classes,
+                    "size": settings["size"], "image_size": settings["detail"], "step": settings["steps"]})
+        unfinished.unlink()
+
+
 # ------------------------------------------------------------------------------------------------------------ scores
 
 
-def confusions(path, pairs, device):
+def measure(path, pairs, device):
     """Confusion matrices (N, K, K) of a segmenter's checkpoint, one of each image."""
     segment, matrices = load_segmenter(path, pairs.colorbook, device), []
     for planes in pairs.planes.split(64):
@@ -170,61 +182,76 @@ def confusions(path, pairs, device):
     return torch.stack(matrices).numpy()
 
 
-def all_scores(matrices, counts):
-    """Scores (S, R, K + 2) of S seeds from their matrices (S, N, K, K): IoU of each class, mean IoU, pixel accuracy.
+def all_scores(matrices, counts, names):
+    """{IoU of each class, mean IoU, pixel accuracy: (R, S)} of S seeds from their matrices (S, N, K, K).
 
     counts (R, N): how often each image counts, of evaluate.resample().
     """
-    result = []
+    result = {name: [] for name in (*names, "mean IoU", "pixel accuracy")}
     for of_seed in torch.from_numpy(np.asarray(matrices)).double():
         accuracy, mean_iou, iou = scores(torch.tensordot(counts, of_seed, 1))
-        result.append(torch.cat([iou, torch.tensor([mean_iou, accuracy]).T], dim=1))
-    return torch.stack(result)
+        for name, values in zip(result, (*iou.T.numpy(), mean_iou, accuracy)):
+            result[name].append(values)
+    return {name: np.stack(values, axis=1) for name, values in result.items()}
 
 
-def compare(added, base):
-    """One score of two arms, each (S, R): mean difference, its interval by seeds and by images (None for one seed)."""
-    difference = (added - base).mean(dim=0)
-    low, high = torch.nanquantile(difference[1:], torch.tensor([0.025, 0.975]).double()).tolist()
-    by_seeds = paired(base[:, 0].tolist(), added[:, 0].tolist())["interval"]
-    return difference[0].item(), by_seeds, [low, high]
+def compare(difference, drives):
+    """Mean and 95 % interval of a score's difference (1 + R, S) between two arms; None for that of one seed or drive.
+
+    Its first row has S seeds on all drives, the others have them on draws of drives. The variances of the mean over
+    seeds and over draws add up; Student's t has the degrees of freedom of Welch and Satterthwaite. (Percentiles of
+    draws of five seeds would hold the truth in 84 of 100 cases.)
+    """
+    mean, S = difference[0].mean(), difference.shape[1]
+    if min(S, drives) < 2:
+        return mean, None
+    by_seeds = difference[0].var(ddof=1) / S
+    by_drives = np.nanvar(difference[1:].mean(axis=1))
+    variance = by_seeds + by_drives
+    freedom = variance**2 / max(by_seeds**2 / (S - 1) + by_drives**2 / (drives - 1), 1e-30)
+    reach = student_t.ppf(0.975, max(freedom, 1)) * math.sqrt(variance)
+    return mean, (mean - reach, mean + reach)
 
 
-def table(runs, names, rare):
-    """Lines of Markdown: {share: {arm: matrices (S, N, K, K)}} as scores, those of the classes `rare` first."""
-    measures = [*rare, *(name for name in names if name not in rare), "mean IoU", "pixel accuracy"]
-    columns = [*names, "mean IoU", "pixel accuracy"]
-    heads = ["share", "seeds", "score", "real", *(f"{added} - {base}" for added, base in COMPARED)]
+def score_table(runs, names, rare, drive_index):
+    """Lines of Markdown: {share: {arm: matrices (S, N, K, K)}} as scores, those of the classes `rare` first.
+
+    drive_index (N,): the number of the drive of each image.
+    """
+    heads = ["share", "seeds", "score", "real", *(f"{arm} - {base}" for arm, base in COMPARED)]
     lines = ["| " + " | ".join(heads) + " |",
              "| --- " * len(heads) + "|"]
-    for share, arms in runs.items():
-        seeds, images = len(arms["real"]), len(arms["real"][0])
-        counts = resample(images, images, None)[0]
-        arm_scores = {arm: all_scores(matrices, counts) for arm, matrices in arms.items()}
-        for measure in measures:
-            values = {arm: every[..., columns.index(measure)] for arm, every in arm_scores.items()}
-            real = values["real"][:, 0]
-            cells = [f"{share} %", f"{seeds}", f"IoU of {measure}" if measure in names else measure]
-            cells.append(f"{real.mean():.4f}" + (f" ± {real.std():.4f}" if seeds > 1 else ""))
-            for added, base in COMPARED:
-                mean, by_seeds, by_images = compare(values[added], values[base])
-                intervals = [by_images] if by_seeds is None else [by_seeds, by_images]
+    drives = max(drive_index) + 1
+    for share, matrices in runs.items():
+        seeds = len(matrices["real"])
+        counts = resample(drives, len(drive_index), drive_index)[1]
+        arms = {arm: all_scores(of_arm, counts, names) for arm, of_arm in matrices.items()}
+        for score in [*rare, *(name for name in arms["real"] if name not in rare)]:
+            real = arms["real"][score][0]
+            cells = [f"{share} %", f"{seeds}", f"IoU of {score}" if score in names else score,
+                     f"{real.mean():.4f}" + (f" ± {real.std(ddof=1):.4f}" if seeds > 1 else "")]
+            for arm, base in COMPARED:
+                if arm not in arms:
+                    cells.append("-")
+                    continue
+                mean, interval = compare(arms[arm][score] - arms[base][score], drives)
                 cell = f"{mean:+.4f}"
-                if seeds > 1 and all(low > 0 or high < 0 for low, high in intervals):
-                    cell = f"**{cell}**"
-                cells.append(cell + "".join(f" [{low:+.4f}, {high:+.4f}]" for low, high in intervals))
+                if interval:
+                    bold = "**" if interval[0] > 0 or interval[1] < 0 else ""
+                    cell = f"{bold}{cell}{bold} [{interval[0]:+.4f}, {interval[1]:+.4f}]"
+                cells.append(cell)
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", TABLE_SAYS]
 
 
-def what_was_added(shares):
+def added_table(reports):
     """Lines of Markdown from the reports of experiments.enrich, {share: {class: figures}}."""
-    lines = ["| share | class | shapes | edits | accepted | rejected | real shapes not seen | seen before |",
-             "| --- " * 8 + "|"]
-    for share, figures in shares.items():
+    lines = ["| share | class | shapes | no place | edits | accepted | rejected | real shapes not seen | seen before |",
+             "| --- " * 9 + "|"]
+    for share, figures in reports.items():
         for name, f in figures.items():
-            cells = [f"{share} %", name, *(str(f[key]) for key in ("shapes", "edits", "accepted")),
-                     *(f"{f[key]:.0%}" for key in ("rejected", "real shapes unseen", "seen before"))]
+            cells = [f"{share} %", name, *(str(f[key]) for key in ("shapes", "no place", "edits", "accepted")),
+                     *(enrich.percent(f[key]) for key in ("rejected", "real shapes unseen", "seen before"))]
             lines.append("| " + " | ".join(cells) + " |")
     return [*lines, "", ADDED_SAYS]
 
@@ -232,81 +259,88 @@ def what_was_added(shares):
 # --------------------------------------------------------------------------------------------------- from the start
 
 
+def for_each_share(args, name):
+    """{share: the value of --name}, which has one value, or one for each share."""
+    values = getattr(args, name)
+    if len(values) not in (1, len(args.shares)):
+        raise ValueError(f"--{name}: {len(values)} for {len(args.shares)} shares: name one, or one for each of them")
+    return dict(zip(args.shares, values * len(args.shares)))
+
+
 def begin(args, device):
-    """The real pairs, the names of the rare classes and the settings of all trainings, which settings.json keeps.
+    """The real pairs, the names of the rare classes, and {share: the settings of its trainings}, which are kept.
 
     ValueError for what the user can fix.
     """
-    if len(args.checkpoint) not in (1, len(args.shares)):
-        raise ValueError(f"{len(args.checkpoint)} checkpoints for {len(args.shares)} shares: name one, or one for each")
+    steps, checkpoints = for_each_share(args, "steps"), for_each_share(args, "checkpoint")
     bad = [share for share in args.shares if not 1 <= share <= 100]
-    if bad or args.seeds < 1:
-        raise ValueError(f"--shares {args.shares}, --seeds {args.seeds}: expected 1 to 100 per cent, 1 seed or more")
+    if bad or args.seeds < 1 or min(args.steps) < 1:
+        raise ValueError(f"--shares {args.shares}, --seeds {args.seeds}, --steps {args.steps}: expected 1 to 100 per "
+                         "cent, 1 seed or more, 1 step or more")
     check_drives(args.root, args.split, args.drive)
     detail = read_image(next(iter(find_images(args.root / "train").values()))).shape[:2]
     pairs = Pairs(args.root, "train", detail, memory_gb=math.inf)
     rare = enrich.class_names(args.classes, pairs.colorbook)
-    precision = pick_precision(args.precision, device).replace("fp16", "fp32")  # train_segmenter() has no GradScaler
-    settings = {"arch": args.arch, "detail": list(detail), "size": [side * args.scale for side in detail],
-                "steps": args.steps, "batch_size": args.batch_size, "lr": args.lr, "precision": precision,
-                "backbone": None, "augment": AUGMENT}
-    about = settings | {"train_crc32": zlib.crc32(pairs.planes.numpy()), "classes": rare, "split": args.split,
-                        "added": args.added, "balance": args.balance,
-                        "checkpoint": [str(path) for path in args.checkpoint]}
-    file = args.out / "settings.json"
-    begun = json.loads(file.read_text(encoding="utf-8")) if file.exists() else about
-    changed = [key for key in about if begun.get(key) != about[key]]
-    if changed:
-        raise ValueError(f"{file}: begun with another {', '.join(changed)}: choose another --out, or delete it")
-    args.out.mkdir(parents=True, exist_ok=True)
-    enrich.write(file, json.dumps(about, indent=1))
-    return pairs, rare, settings
+    precision = pick_precision("auto", device).replace("fp16", "fp32")  # train_segmenter() has no GradScaler
+    common = TRAINING | {"detail": list(detail), "size": [side * SCALE for side in detail], "precision": precision}
+    settings = {}
+    for share in args.shares:
+        settings[share] = common | {"steps": steps[share]}
+        about = {"train_crc32": zlib.crc32(pairs.planes.numpy()), "classes": rare, "split": args.split,
+                 "added": args.added, "checkpoint": str(checkpoints[share])}
+        enrich.check_settings(args.out / f"share{share:03}" / "settings.json", settings[share] | about)
+    return pairs, rare, settings, checkpoints
+
+
+def note_generator(checkpoint, share, root):
+    """A line for the table where a generator was trained on something else than its share; "" otherwise."""
+    trained_on = load_checkpoint(checkpoint)["config"]["data"]["root"]
+    if Path(trained_on).resolve() == root.resolve():
+        return ""
+    return (f"The generator at {share} %, {checkpoint}, was trained on {trained_on}, not on this share of the data, "
+            f"{root}. What it saw there and not here reached `enriched` and `plain`, but not `real` and `pasted`.\n\n")
 
 
 def run(args):
     """From a prepared data set to table.md. ValueError or OSError for what the user can fix."""
     device, out = pick_device(args.device), args.out
-    pairs, rare, settings = begin(args, device)
-
-    def train(pool, seed, path):
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished = path.with_suffix(".unfinished.pt")
-            its_settings = settings | ({"balance": True} if args.balance or seed == JUDGE_SEED else {})
-            net = train_segmenter(pool, its_settings, seed, device, f"{path.parent.name} {path.stem}", unfinished)
-            save(path, {"arch": args.arch, "model": net.state_dict(), "colorbook": pairs.colorbook.classes,
-                        "size": settings["size"], "image_size": settings["detail"], "step": args.steps})
-            unfinished.unlink()
-
-    pools, added = {}, {}
-    checkpoints = dict(zip(args.shares, args.checkpoint * (len(args.shares) // len(args.checkpoint))))
-    roots = {share: take_share(args.root, pairs, share, out / f"share{share:03}" / "prepared") for share in args.shares}
+    pairs, rare, settings, checkpoints = begin(args, device)
+    folders = {share: out / f"share{share:03}" for share in args.shares}
+    roots = {share: take_share(args.root, pairs, share, folder / "prepared") for share, folder in folders.items()}
+    notes = ""
     for share, root in roots.items():
         if not checkpoints[share].is_file():
             raise ValueError(f"{checkpoints[share]}: no such checkpoint; train it on {root}: python train.py --set "
                              f"data.root={root} --set data.val=train --set data.size=... --set out=...")
+        notes += note_generator(checkpoints[share], share, root)
+    pools, reports = {}, {}
     for share, root in roots.items():
-        real, folder = Pairs(root, "train", pairs.size, memory_gb=math.inf), out / f"share{share:03}"
-        pools[share] = make_pools(args, root, real, checkpoints[share], folder, train)
-        added[share] = json.loads((folder / "enriched" / "report.json").read_text(encoding="utf-8"))
-    runs, held_out = {share: {arm: [] for arm in ARMS} for share in args.shares}, None
+        real, folder = Pairs(root, "train", pairs.size, memory_gb=math.inf), folders[share]
+        settings[share]["class_weights"] = class_weights(real).tolist()  # for all arms, whatever is added
+        train(real, settings[share], JUDGE_SEED, folder / "judge.pt", device)
+        pools[share] = make_pools(args, root, real, checkpoints[share], folder, with_plain=share == args.shares[0])
+        reports[share] = json.loads((folder / "enriched" / "report.json").read_text(encoding="utf-8"))
+
+    runs, held_out = {share: {arm: [] for arm in arms} for share, arms in pools.items()}, None
     for seed in range(args.seeds):
         for share, arms in pools.items():
             for arm, pool in arms.items():
-                path = out / f"share{share:03}" / f"{arm}_seed{seed}.pt"
-                measured = path.with_suffix(".npy")
+                path = folders[share] / f"{arm}_seed{seed}.pt"
+                measured = path.with_suffix(".npz")
                 if not measured.exists():
-                    train(pool, seed, path)
+                    train(pool, settings[share], seed, path, device)
                     held_out = held_out or Pairs(args.root, args.split, pairs.size, memory_gb=math.inf)
-                    matrices = confusions(path, held_out, device)
                     with replacing(measured) as opened:
-                        np.save(opened, matrices)
-                    path.unlink()
-                runs[share][arm].append(np.load(measured))
-        lines = [*table(runs, pairs.colorbook.names, rare), "", *what_was_added(added), ""]
-        if len(args.checkpoint) < len(args.shares):
-            lines.append("The generator was trained on the whole train split at every share.")
-        enrich.write(out / "table.md", "\n".join(lines) + "\n")
+                        np.savez(opened, matrices=measure(path, held_out, device),
+                                 stems=[stem for stem, *_ in held_out.files])
+                    if seed > 0:  # the first ones stay, to look at
+                        path.unlink()
+                result = np.load(measured)
+                runs[share][arm].append(result["matrices"])
+        drives = [re.search(args.drive, stem)[0] for stem in result["stems"]]
+        drive_index = np.unique(drives, return_inverse=True)[1]
+        lines = [*score_table(runs, pairs.colorbook.names, rare, drive_index), "", *added_table(reports), "", notes]
+        enrich.write(out / "table.md", "\n".join(lines))
     print("\n".join(lines))
     print(out / "table.md")
 
@@ -317,23 +351,17 @@ def main():
     add("--root", type=Path, required=True, help="a prepared data set")
     add("--checkpoint", type=Path, nargs="+", required=True, help="the generator; one, or one for each share")
     add("--classes", required=True, metavar="CLASS,...", help="the rare ones, which are put into the images")
-    add("--drive", required=True, metavar="REGEX", help="what in a file's name is its drive, such as ^[^_]+")
+    add("--drive", required=True, metavar="REGEX", help="what in a file's name is its drive; of IDD-Lite ^[^_]+_[0-9]+")
     add("--split", default="test", help="scores the segmenters; default: %(default)s")
-    add("--shares", type=int, nargs="+", default=[10, 50, 100], help="of the real data, per cent; default: 10 50 100")
+    add("--shares", type=int, nargs="+", default=[10, 100], help="of the real data, per cent; default: 10 100")
+    add("--steps", type=int, nargs="+", default=[300, 500], help="of a training, for all shares or for each; default: "
+        "300 500")
     add("--seeds", type=int, default=5, help="of the segmenters; default: %(default)s")
     add("--added", type=float, default=1.0, help="images that are added, for each real one; default: %(default)s")
     for name, kind in (("tries", int), ("seen", float), ("least", int)):
         default = enrich.make_parser().get_default(name)
         add(f"--{name}", type=kind, default=default, help="of experiments.enrich; default: %(default)s")
     add("--set", action="append", default=[], metavar="KEY=VALUE", help="a setting of the samples: sample.steps=50")
-    add("--arch", default="lraspp_mobilenet_v3_large", help="or deeplabv3_resnet50; default: %(default)s")
-    add("--scale", type=int, default=2, help="how many times larger the net sees the images; default: %(default)s")
-    add("--steps", type=int, default=600, help="of each training; default: %(default)s")
-    add("--batch-size", type=int, default=16, help="default: %(default)s")
-    add("--lr", type=float, default=3e-3, help="the highest of the cycle; default: %(default)s")
-    add("--balance", action=argparse.BooleanOptionalAction, default=True, help="rare classes weigh more in the loss of "
-        "all segmenters; without it only in that of those that leave images out")
-    add("--precision", choices=["auto", "fp32", "bf16"], default="auto", help="default: %(default)s")
     add("--out", type=Path, default=Path("runs/enrich_study"), help="default: %(default)s")
     add("--device", default="auto", choices=["auto", "cuda", "mps", "cpu"])
     command(run, parser.parse_args())

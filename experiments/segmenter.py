@@ -150,6 +150,7 @@ def segmentation_loss(net, planes, size, autocast, weights=None):
 def train_segmenter(pairs, settings, seed, device, title, unfinished):
     """A net trained from `seed` for settings["steps"] steps: AdamW, one cycle of the learning rate, cross-entropy.
 
+    settings["class_weights"], where there are some, are those of the loss; nets that are compared need the same ones.
     The file `unfinished` is written every 500 steps, at the end, and on Ctrl-C, which ends in a KeyboardInterrupt;
     where it exists, the training goes on from it. ValueError if it was begun with other settings, or the loss is not
     finite.
@@ -187,7 +188,7 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
     handler = signal.signal(signal.SIGINT, on_ctrl_c)
     B = settings["batch_size"]
     loader = batches(pairs, B, seed, begun * B, flip=0.5, augment=AUGMENT, device=device)
-    weights = class_weights(pairs).to(device) if settings.get("balance") else None
+    weights = torch.tensor(settings["class_weights"], device=device) if settings.get("class_weights") else None
     bar = tqdm(range(begun + 1, steps + 1), initial=begun, total=steps, unit="step", desc=title, dynamic_ncols=True)
     try:
         for step in bar:
@@ -330,7 +331,8 @@ def run(args):
     size = [side * args.scale for side in detail]
     settings = {"arch": args.arch, "detail": detail, "size": size, "steps": args.steps, "batch_size": args.batch_size,
                 "lr": args.lr, "precision": args.precision, "backbone": args.backbone and str(args.backbone),
-                "seed": args.seed, "augment": AUGMENT, "pairs": {}} | ({"balance": True} if args.balance else {})
+                "seed": args.seed, "augment": AUGMENT, "pairs": {},
+                "class_weights": class_weights(pools["real"]).tolist() if args.balance else None}
     for name, pairs in (pools | held_out).items():
         settings["pairs"][name] = [len(pairs), zlib.crc32(pairs.planes.numpy())]
     results = {"settings": settings, "runs": {name: {} for name in pools}}

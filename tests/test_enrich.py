@@ -1,6 +1,7 @@
 """Enriching a data set: shapes, places, edits, what the judge leaves out, resuming; and the study of its worth."""
 
 import json
+import re
 import sys
 
 import numpy as np
@@ -14,7 +15,7 @@ import evaluate
 from data.common import write_dataset
 from dataset import read_image
 from evaluate import build_segmenter, resample
-from experiments import enrich, enrich_study, segmenter
+from experiments import drawing, enrich, enrich_study, segmenter
 from masks import UNLABELLED, Colorbook, read_mask
 
 BOOK = Colorbook(CLASSES)
@@ -63,7 +64,7 @@ def sees_the_left_half(name, colorbook, device):
 @pytest.fixture
 def enriched(root, untrained, tmp_path, monkeypatch):
     """enriched("--n", 4, ...) runs the program on the toy streets and returns its folder."""
-    monkeypatch.setattr(enrich, "load_segmenter", sees_the_left_half)
+    monkeypatch.setattr(drawing, "load_segmenter", sees_the_left_half)
     checkpoint = untrained(sample__steps=3, sample__guidance=1.0)
 
     def call(*options, out="out"):
@@ -133,7 +134,7 @@ def test_a_shape_is_scaled_to_its_row():
     shapes, _ = enrich.cut_shapes(ids, CAR, [CAR], 3)
     rows, seen = {shape["box"][2] for shape in shapes}, set()
     for seed in range(60):
-        place = enrich.find_place("car", shapes, 0.1, ids, [CAR, PERSON], 3, np.random.default_rng(seed))
+        place = enrich.find_place(shapes, 0.1, ids, [CAR, PERSON], 3, np.random.default_rng(seed))
         top, left, bottom, right = place["box"]
         expected = np.array([3, 5]) * np.exp(0.1 * (bottom - place["shape"]["box"][2]))
         assert np.abs(expected - place["mask"].shape).max() <= 0.5 and bottom in rows
@@ -141,6 +142,31 @@ def test_a_shape_is_scaled_to_its_row():
         assert (ids[place["scene"], bottom, left:right][place["mask"][-1]] == ROAD).all()
         seen.add(place["mask"].shape)
     assert len(seen) > 2
+
+
+def test_nothing_floats():
+    """The lowest pixels of a thing are on the row that was asked for, above its ground, also where it has shrunk."""
+    ids = np.full((8, 32, 24), ROAD, np.uint8)
+    ids[:, :20:3] = SKY  # most rows are no road
+    legs = np.array([[1, 1, 1]] * 5 + [[0, 1, 0]], bool)
+    shapes = [{"source": i % 8, "box": (row - 6, 3, row, 6), "mask": legs, "ground": ROAD}
+              for i, row in enumerate(range(8, 30))]
+    assert not enrich.resize(legs, [4, 2])[-1].any()  # the middle column is gone, and with it the foot
+    for seed in range(200):
+        place = enrich.find_place(shapes, 0.05, ids, [CAR], 3, np.random.default_rng(seed))
+        top, left, bottom, right = place["box"]
+        new = np.zeros((32, 24), bool)
+        new[top:bottom, left:right] = place["mask"]
+        foot = np.flatnonzero(new.any(axis=1))[-1]
+        assert foot == bottom - 1 and (ids[place["scene"], foot + 1][new[foot]] == ROAD).all()
+
+
+def test_without_a_place_there_is_none():
+    """A shape whose ground is in no other mask finds no place."""
+    ids = np.stack([scene(0)[1], np.full((16, 24), SKY, np.uint8)])
+    shapes, _ = enrich.cut_shapes(ids, CAR, [CAR], 3)
+    assert len(shapes) == 1
+    assert enrich.find_place(shapes, 0.0, ids, [CAR], 3, np.random.default_rng(0)) is None
 
 
 # ------------------------------------------------------------------------------------------------------------ the edits
@@ -181,13 +207,15 @@ def test_what_the_judge_does_not_see_is_left_out(enriched, exact, capsys):
         assert line["seen"] == pytest.approx(share, abs=1e-4) and line["accepted"] == (share >= 0.5)
         assert line["seen_before"] == 0  # nothing of these classes was there
     text = capsys.readouterr().out
+    assert report["car"]["no place"] == 0
     for name, unseen in {"person": 1.0, "car": 0.0}.items():  # in the real scenes, on the right and on the left
         accepted = [line["accepted"] for line in lines if line["class"] == name]
         rejected = accepted.count(False) / len(accepted)
         assert sum(accepted) == 5 and 0 < rejected < 1
         assert report[name]["rejected"] == pytest.approx(rejected) and report[name]["real shapes unseen"] == unseen
         assert report[name]["seen before"] == 0
-        assert f"{name}: {len(accepted)} edits with 12 shapes, 5 accepted" in text and f"{rejected:.0%} of them" in text
+        assert f"{name}: {len(accepted)} edits with 12 shapes, 5 accepted" in text
+        assert f"{rejected:.0%} of the edits, nor in {unseen:.0%} of the real shapes" in text
     assert len(list((out / "images").iterdir())) == 10 == len(list((out / "masks").iterdir()))
 
 
@@ -197,10 +225,24 @@ def test_a_judge_that_sees_nothing_ends_the_run(enriched, monkeypatch, capsys):
         return torch.full_like(images[:, 0], SKY)
 
     blind.image_size = None
-    monkeypatch.setattr(enrich, "load_segmenter", lambda *names: blind)
+    monkeypatch.setattr(drawing, "load_segmenter", lambda *names: blind)
     out = enriched("--n", 2, "--tries", 3)
     assert len(lines_of(out)) == 6 and not list((out / "images").iterdir())
     assert "0 images of 2" in capsys.readouterr().out
+
+
+def test_a_class_without_a_place_ends_nothing(enriched, exact, root, monkeypatch, capsys):
+    """Tries that find no place are counted, a class without shapes is skipped, and the others get their images."""
+    find = enrich.find_place
+    monkeypatch.setattr(enrich, "find_place", lambda shapes, *others: (
+        None if (shapes[0]["mask"].shape == SHAPES[PERSON].shape) else find(shapes, *others)))
+    out = enriched("--n", 6, "--tries", 3, "--seen", 0, "--classes", "person,car,sky")
+    lines, report = lines_of(out), json.loads((out / "report.json").read_text())
+    assert [line["seed"] for line in lines] == list(range(1, 13))
+    assert [(report[name]["shapes"], report[name]["no place"], report[name]["accepted"])
+            for name in ("person", "car", "sky")] == [(12, 9, 0), (12, 0, 3), (0, 0, 0)]
+    assert report["sky"]["rejected"] is None and report["person"]["real shapes unseen"] == 1
+    assert "no shape of sky can be put elsewhere: the class is skipped" in capsys.readouterr().out
 
 
 def test_stopped_and_resumed(enriched, monkeypatch):
@@ -230,7 +272,7 @@ def test_stopped_and_resumed(enriched, monkeypatch):
     ("no shape", ["no shape of sky", "12 cut off by the edge", "--least"]),
     ("judge", ["judge.pt", "lacks sky, car, person"]),
     ("generator", ["untrained.pt knows the classes road, sky, car, person", "dog", "train a generator"]),
-    ("no place", ["1 shapes of person", "2000 times"]),
+    ("judge in place", ["another judge", "choose another --out"]),
     ("other files", ["no settings.json"]),
     ("other settings", ["another n, seen", "choose another --out"]),
     ("no data", ["train/images: no such folder"]),
@@ -244,7 +286,7 @@ def test_mistakes_are_messages(enriched, root, tmp_path, monkeypatch, case, word
     elif case == "no shape":
         options += ["--classes", "sky"]
     elif case == "judge":
-        monkeypatch.setattr(enrich, "load_segmenter", evaluate.load_segmenter)
+        monkeypatch.setattr(drawing, "load_segmenter", evaluate.load_segmenter)
         arch, classes = "lraspp_mobilenet_v3_large", {"road": [1, 2, 3], "dog": [4, 5, 6]}
         state = {"arch": arch, "model": build_segmenter(arch, 2).state_dict(), "colorbook": classes}
         torch.save(state, tmp_path / "judge.pt")
@@ -253,9 +295,11 @@ def test_mistakes_are_messages(enriched, root, tmp_path, monkeypatch, case, word
         Colorbook({"dog": [1, 2, 3]} | CLASSES).save(root / "colorbook.json")
         for path in (root / "train" / "masks").iterdir():
             Image.new("L", (24, 16)).save(path)
-    elif case == "no place":
-        for path in list((root / "train" / "images").iterdir())[1:]:
-            path.unlink()
+    elif case == "judge in place":
+        (tmp_path / "judge.pt").write_bytes(b"trained")
+        options += ["--judge", tmp_path / "judge.pt"]
+        enriched(*options)
+        (tmp_path / "judge.pt").write_bytes(b"trained again")
     elif case == "other files":
         (tmp_path / "out").mkdir()
         (tmp_path / "out" / "thesis.txt").write_text("mine")
@@ -288,14 +332,16 @@ class Pixelwise(torch.nn.Module):
 
 @pytest.fixture
 def study(root, untrained, exact, tmp_path, monkeypatch):
-    """study("--seeds", 2, ...) runs the study on the toy streets; returns its folder and the order of what happened."""
+    """study("--seeds", 2, ...) runs the study on the toy streets; returns its folder, the order of what happened, and
+    the class weights of all trainings of as many steps."""
     for module in (segmenter, evaluate):
         monkeypatch.setattr(module, "build_segmenter", Pixelwise)
-    checkpoint, events = untrained(sample__steps=2, sample__guidance=1.0), []
+    checkpoint, events, weights = untrained(sample__steps=2, sample__guidance=1.0), [], {}
     train, pairs, edit = enrich_study.train_segmenter, enrich_study.Pairs, enrich.run
 
     def note_training(pairs, settings, seed, *others):
-        events.append(f"train {seed}" + ", balanced" * ("balance" in settings))
+        events.append(f"train {seed}, {settings['steps']} steps")
+        weights.setdefault(settings["steps"], []).append(settings["class_weights"])
 
     monkeypatch.setattr(enrich_study, "train_segmenter", lambda *a: note_training(*a) or train(*a))
     monkeypatch.setattr(enrich_study, "Pairs", lambda *a, **k: events.append(a[1]) or pairs(*a, **k))
@@ -304,27 +350,31 @@ def study(root, untrained, exact, tmp_path, monkeypatch):
     def call(*options):
         events.clear()
         words = ["--root", root, "--checkpoint", checkpoint, "--classes", "person,car", "--drive", "^[a-z]", "--shares",
-                 50, 100, "--steps", 3, "--batch-size", 4, "--scale", 1, "--seen", 0, "--least", 3, "--out",
-                 tmp_path / "study", "--device", "cpu", *options]
+                 50, 100, "--steps", 2, 3, "--seen", 0, "--least", 3, "--out", tmp_path / "study", "--device", "cpu",
+                 *options]
         monkeypatch.setattr(sys, "argv", ["enrich_study", *map(str, words)])
         enrich_study.main()
-        return tmp_path / "study", events
+        return tmp_path / "study", events, weights
 
     return call
 
 
 def test_the_study_end_to_end(study, root, capsys):
     """Arms have equal masks or numbers, a share is made of itself alone, held-out drives come last, runs are kept."""
-    out, events = study("--seeds", 1, "--no-balance")
-    scored = [f"train {seed}" for seed in (0,) * 8]
-    assert [event for event in events if event.startswith("train ")] == ["train 1000, balanced"] * 2 + scored
+    out, events, weights = study("--seeds", 1)
+    judges = ["train 1000, 2 steps", "train 1000, 3 steps"]
+    assert [event for event in events if event.startswith("train ")] == [
+        *judges, *["train 0, 2 steps"] * 4, *["train 0, 3 steps"] * 3]  # images drawn as a whole at one share only
     assert events.count("enrich") == 2 and events.count("test") == 1
-    assert events.index("test") > events.index("train 0") > len(events) - 1 - events[::-1].index("enrich")
+    assert events.index("test") > events.index("train 0, 2 steps") > len(events) - 1 - events[::-1].index("enrich")
+    for steps, share in ((2, out / "share050" / "prepared"), (3, root)):  # of real pairs, whatever is added
+        of_real = segmenter.class_weights(segmenter.Pairs(share, "train", (16, 24))).tolist()
+        assert weights[steps] == [of_real] * (5 if steps == 2 else 4)
     for share, n in (("share050", 6), ("share100", 12)):
         lines = lines_of(out / share / "enriched")
         stems = {path.stem for path in (out / share / "prepared" / "train" / "images").glob("*")}
         assert len(stems) == (6 if n == 6 else 0) and len(lines) == n
-        assert len(list((out / share / "plain" / "images").iterdir())) == n
+        assert len(list((out / share).glob("plain/images/*"))) == (n if n == 6 else 0)
         for line in lines:
             assert n == 12 or {line["shape"]["from"], line["place"]["in"]} <= stems
             mask, real, ids, changed = result_of(out / share / "enriched", line)[1:]
@@ -336,37 +386,84 @@ def test_the_study_end_to_end(study, root, capsys):
     rows = [row.split(" | ") for row in (out / "table.md").read_text().splitlines() if row.startswith("| 50 % | 1 |")]
     assert [row[2] for row in rows] == ["IoU of person", "IoU of car", "IoU of road", "IoU of sky", "mean IoU",
                                         "pixel accuracy"]
-    study("--seeds", 2, "--no-balance")
-    assert [event for event in events if event.startswith("train ")] == ["train 1"] * 8
-    assert "| 100 % | 2 | mean IoU | " in capsys.readouterr().out and not list(out.glob("share*/*_seed*.pt"))
+    study("--seeds", 2)
+    assert [event for event in events if event.startswith("train ")] == [
+        *["train 1, 2 steps"] * 4, *["train 1, 3 steps"] * 3]
+    table = (out / "table.md").read_text()
+    assert "| 100 % | 2 | mean IoU | " in capsys.readouterr().out
+    assert sorted(path.name for path in out.glob("share050/*_seed*.pt")) == [
+        f"{arm}_seed0.pt" for arm in ("enriched", "pasted", "plain", "real")]
+    notes = [line for line in table.splitlines() if line.startswith("The generator at ")]  # trained on other scenes
+    assert [note.split(",")[0] for note in notes] == ["The generator at 50 %", "The generator at 100 %"]
+    with pytest.raises(SystemExit, match="share050/settings.json: begun with another steps"):
+        study("--steps", 4)
+
+
+def test_a_generator_of_the_share_alone_is_not_noted(root, untrained, tmp_path):
+    """Whether a generator knows more than its share is read from its checkpoint, however many checkpoints there are."""
+    path = untrained(data__root=root)
+    assert enrich_study.note_generator(path, 100, root) == ""
+    note = enrich_study.note_generator(path, 10, tmp_path / "share010" / "prepared")
+    assert f"at 10 %, {path}, was trained on {root}, not on this share" in note
+
+
+def image(hit, missed):
+    return [[hit, missed], [0, 10]]  # of class road: IoU hit / (hit + missed)
 
 
 def test_the_figures_of_the_table():
-    """IoU, differences and both intervals are those that one gets by hand; bold is what neither interval doubts."""
-    def image(hit, missed):
-        return [[hit, missed], [0, 10]]  # of class road: IoU hit / (hit + missed)
-
+    """IoU and differences are those that one gets by hand; bold is what the interval does not doubt."""
     real = [[image(5, 5), image(5, 5)], [image(4, 6), image(6, 4)]]      # IoU of road 0.5 in both seeds
-    added = [[image(8, 2), image(7, 3)], [image(9, 1), image(7, 3)]]     # 0.75 and 0.8
-    runs = {"real": np.array(real), "enriched": np.array(added), "pasted": np.array(real), "plain": np.array(real)}
-    rows = [line.split(" | ") for line in enrich_study.table({10: runs}, ["road", "dog"], ["dog"])]
-    road = next(row for row in rows if row[2:3] == ["IoU of road"])
-    assert road[3] == "0.5000 ± 0.0000" and road[6] == "+0.0000 [+0.0000, +0.0000] [+0.0000, +0.0000]"
-    # by seeds: 0.275 ± 12.706 * 0.0354 / sqrt(2); by images: the first alone gives 0.85 - 0.45, the second 0.7 - 0.55
-    assert road[4] == "+0.2750 [-0.0427, +0.5927] [+0.1500, +0.4000]"
+    better = [[image(8, 2), image(7, 3)], [image(9, 1), image(7, 3)]]    # 0.75 and 0.8
+    runs = {"real": np.array(real), "enriched": np.array(better), "pasted": np.array(real)}
+    rows = [line.split(" | ") for line in enrich_study.score_table({10: runs}, ["road", "dog"], ["dog"],
+                                                                   np.array([0, 1]))]
+    assert rows[0][4:] == ["enriched - pasted", "enriched - real", "pasted - real", "plain - real |"]
+    assert [row[2] for row in rows[2:6]] == ["IoU of dog", "IoU of road", "mean IoU", "pixel accuracy"]
+    road = rows[3]
+    assert road[3] == "0.5000 ± 0.0000" and road[4] == road[5] and road[5].startswith("+0.2750 [-")
+    assert road[6:] == ["+0.0000 [+0.0000, +0.0000]", "- |"]
     counts = resample(2, 2, None)[0]
-    values = enrich_study.all_scores(added, counts)
-    assert values[:, 0, 0].tolist() == [0.75, 0.8] and values[0, counts[:, 1] == 2, 0].unique().tolist() == [0.7]
-    steady = {"real": np.array(real[:1] * 2), "enriched": np.array([[image(8, 2)] * 2] * 2)}
-    rows = enrich_study.table({10: steady | {"pasted": steady["real"], "plain": steady["real"]}}, ["road", "dog"], [])
-    assert "| **+0.3000** [+0.3000, +0.3000] [+0.3000, +0.3000] | +0.0000" in rows[2]
+    values = enrich_study.all_scores(better, counts, ["road", "dog"])["road"]
+    assert values[0].tolist() == [0.75, 0.8] and set(values[counts[:, 1] == 2, 0]) == {0.7}
+    steady = {"real": np.array(real[:1] * 2), "pasted": np.array([[image(8, 2)] * 2] * 2)}
+    rows = enrich_study.score_table({10: steady | {"enriched": steady["real"]}}, ["road", "dog"], [], np.array([0, 1]))
+    assert "| **+0.3000** [+0.3000, +0.3000] | - |" in rows[2]
+
+
+def test_the_interval_covers_seeds_and_drives():
+    """Where drives agree it is Student's t of the seeds, where seeds agree that of the drives, else both add up; frames
+    of one drive are one observation."""
+    seeds = np.array([0.03, 0.01, 0.02, 0.05, 0.04])  # their mean has a deviation of 0.00707
+    draws = np.concatenate([[[0]], np.tile([[0.01], [-0.01]], (500, 1))])  # deviation 0.01
+    reach = {}
+    for name, difference in {"seeds": seeds + 0 * draws, "drives": 0.03 + draws + 0 * seeds, "both": seeds + draws,
+                             "none": 0 * seeds + 0 * draws}.items():
+        mean, (low, high) = enrich_study.compare(difference, 10)
+        assert mean == pytest.approx(0.03 if name != "none" else 0) and (low + high) / 2 == pytest.approx(mean)
+        reach[name] = high - mean
+    assert reach["seeds"] == pytest.approx(2.7764 * 0.0070711, rel=1e-4)  # t(4)
+    assert reach["drives"] == pytest.approx(2.2622 * 0.01, rel=1e-4)  # t(9)
+    # variance 0.5e-4 + 1e-4; degrees of freedom 2.25 / (0.25 / 4 + 1 / 9) = 12.96, where t = 2.161
+    assert reach["both"] == pytest.approx(2.161 * 1.5e-4**0.5, rel=1e-3) and reach["none"] == 0
+    assert enrich_study.compare(draws, 10)[1] is None and enrich_study.compare(seeds + draws, 1)[1] is None
+    frames = np.array([[image(9, 1)] * 5 + [image(2, 8)] * 5] * 2), np.array([[image(5, 5)] * 10] * 2)
+    runs = {10: {"real": frames[1], "enriched": frames[0], "pasted": frames[1]}}
+    widths = []
+    for drive_index in (np.arange(10), np.repeat([0, 1], 5)):
+        cell = enrich_study.score_table(runs, ["road", "dog"], [], drive_index)[2].split(" | ")[5]
+        low, high = re.search(r"\[(.*), (.*)\]", cell).groups()
+        widths.append(float(high) - float(low))
+    assert widths[1] > 2 * widths[0]
 
 
 @pytest.mark.parametrize("options, words", [
     (["--drive", "^[a-z]_[0-9]"], ["drive(s), such as", "both train and test"]),
     (["--drive", "x"], ["--drive x", "12 of the 12 names"]),
-    (["--shares", 0], ["--shares"]),
-    (["--checkpoint", "a", "b", "--shares", 10], ["2 checkpoints for 1 shares"]),
+    (["--shares", 0, 100], ["--shares [0, 100]"]),
+    (["--shares", 10], ["--steps: 2 for 1 shares"]),
+    (["--checkpoint", "a", "b", "--shares", 10, "--steps", 1], ["--checkpoint: 2 for 1 shares"]),
+    (["--steps", 1, 0], ["--steps [1, 0]"]),
     (["--split", "val"], ["val"]),
 ])
 def test_mistakes_in_the_study(study, root, tmp_path, options, words):

@@ -223,7 +223,7 @@ def test_finished_runs_are_kept(command, generated, small, monkeypatch):
     assert len(small.seen) == 18 and list(three["runs"]["real"]) == ["0", "1", "2"]
     assert all(three["runs"][name][seed] == two["runs"][name][seed] for name in two["runs"] for seed in ("0", "1"))
     Image.new("RGB", (16, 16), MAGENTA).save(generated / "flat_3_w3_seed1.png")
-    for other, word in ((("--steps", 4), "steps"), ((), "pairs")):
+    for other, word in ((("--steps", 4), "steps"), (("--balance",), "pairs, class_weights"), ((), "pairs")):
         with pytest.raises(SystemExit, match=f"results.json: made with another {word}"):
             command(*study, *other)
 
