@@ -1,8 +1,9 @@
-"""What several experiments share: numbers on the command line, the masks of a study, the programs, and curves."""
+"""What several experiments share: numbers of the command line, files, the masks of a study, programs, and curves."""
 
 import argparse
 import json
 import math
+import shutil
 import subprocess
 import sys
 
@@ -10,7 +11,9 @@ import numpy as np
 import torch
 from PIL import Image, ImageDraw, ImageFont
 
+from checkpoint import replacing
 from config import PROJECT
+from dataset import list_files
 from masks import save_mask
 from sample import read_masks
 
@@ -27,15 +30,31 @@ def parse_count(text):
     return int(text)
 
 
+def write_text(path, text):
+    """Write a file in UTF-8, which takes the name `path` once it is complete."""
+    with replacing(path) as file:
+        file.write(text.encode())
+
+
 def choose_masks(split, folder, colorbook, size, n):
-    """{stem: ids} of n masks, spread over the split; they are written to `folder`, where they were not yet."""
+    """{stem: ids} of n masks, spread over the split; they are written to `folder`, where they were not yet.
+
+    ValueError where the folder holds other masks, as of another n.
+    """
+    stems = list(list_files(split / "masks"))
+    chosen = [stems[i] for i in torch.linspace(0, len(stems) - 1, min(n, len(stems))).round().int().tolist()]
     if not folder.exists():
-        masks = read_masks(split / "masks", colorbook, size)
-        chosen = torch.linspace(0, len(masks) - 1, min(n, len(masks))).round().int().tolist()
-        folder.mkdir(parents=True)
-        for i in chosen:
-            save_mask(list(masks.values())[i], folder / f"{list(masks)[i]}.png", colorbook)
-    return read_masks(folder, colorbook, size)
+        masks, side = read_masks(split / "masks", colorbook, size), folder.with_name(f"{folder.name}.partial")
+        shutil.rmtree(side, ignore_errors=True)
+        side.mkdir(parents=True)
+        for stem in chosen:
+            save_mask(masks[stem], side / f"{stem}.png", colorbook)
+        side.rename(folder)
+    masks = read_masks(folder, colorbook, size)
+    if set(masks) != set(chosen):
+        raise ValueError(f"{folder}: {len(masks)} masks, which are not the {len(chosen)} that are asked for of "
+                         f"{split}: choose another folder, or delete it with what was made of them")
+    return masks
 
 
 def run_program(name, *arguments):
@@ -43,22 +62,26 @@ def run_program(name, *arguments):
     words = [sys.executable, str(PROJECT.with_name(name)), *map(str, arguments)]
     done = subprocess.run(words, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if done.returncode:
-        raise ValueError(f"{' '.join(words)} ended with {done.returncode}: {done.stderr.strip().splitlines()[-1]}")
+        last_words = (done.stderr.strip() or "without a message").splitlines()[-1]
+        raise ValueError(f"{' '.join(words)} ended with {done.returncode}: {last_words}")
 
 
 def read_report(folder, columns):
-    """What evaluate.py wrote to a folder, for columns {title: its name of a number}: {title: "value [interval]"}."""
+    """What evaluate.py wrote to a folder, for columns {title: its name of a number}: {title: "value [interval]"}.
+
+    "nan" stands for a number that is not there, or that has no value.
+    """
     numbers, found = json.loads((folder / "report.json").read_text())["numbers"], {}
     for title, name in columns.items():
-        number = numbers.get(name, {"value": math.nan, "interval": None})
-        found[title] = f"{number['value']:.3f}"
+        number = numbers.get(name, {"value": None, "interval": None})
+        found[title] = f"{math.nan if number['value'] is None else number['value']:.3f}"
         if number["interval"]:
             found[title] += " [{:.3f}, {:.3f}]".format(*number["interval"])
     return found
 
 
 def make_axis(values, logarithmic, start, length):
-    """A function from a value to its place in pixels, where the values lie in start..start + length; and the ticks."""
+    """A function from a value to its place in pixels, from start to start + length; and the ticks, which are values."""
     low, high = min(values), max(values)
     round_numbers = [m * 10.0**e for e in range(-9, 10) for m in (1, 2, 5)]
     if logarithmic:
