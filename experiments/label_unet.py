@@ -1,7 +1,7 @@
 """A U-Net that is told a label where ours is given a mask, and what the studies with it share (labels, colour_labels).
 
     model, diffusion = train_generator(cfg, pairs, held_out, 26, "runs/labels/generator.pt", device)
-    x = draw_labels(model, diffusion, torch.tensor([0, 1, 2]), seed=1, guidance=2.0, precision="fp32")
+    images, seconds = draw_labels(model, diffusion, torch.tensor([0, 1, 2]), seed=1, guidance=2.0)
 
 The shallow network of seed 004, 4.3 and 4.4: four times down, four times up, linear attention before each (the softmax
 form of Shen et al. 2021; the seed cites Li et al. 2020, an expansion of the exponential), the label's embedding added
@@ -27,6 +27,7 @@ from checkpoint import replacing
 from dataset import contact_sheet
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance
+from experiments.common import write_text
 from experiments.training import autocast, fit, make_loader, spread
 from unet import DoubleConv, Down, Up, time_embedding
 
@@ -158,7 +159,7 @@ class Labelled:
 
 
 def checksum(pairs):
-    """A number that tells these pairs from others: a run goes on with its own data only."""
+    """A number that tells these pairs from others."""
     return zlib.crc32(pairs.planes.contiguous().numpy())
 
 
@@ -199,7 +200,8 @@ def train_generator(cfg, pairs, held_out, num_labels, file, device, minutes=math
         return contact_sheet([as_shown(x)], least=64)
 
     about = {"kind": "generator", "network": [num_labels, channels, m["hidden_dim"], m["emb_dim"]],
-             "diffusion": cfg["diffusion"], "data": checksum(pairs)}
+             "diffusion": cfg["diffusion"], "data": checksum(pairs), "flip": cfg["data"]["flip"],
+             "augment": cfg["data"]["augment"]}
     model = fit(model, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, preview, minutes)
     return model, diffusion
 
@@ -217,7 +219,8 @@ def train_reader(cfg, target_of, outputs, pairs, held_out, file, device, minutes
     def validate(net):
         return {"val_loss": loss(net, held_out_planes(held_out, c["val_pairs"], device)).item()}
 
-    about = {"kind": "reader", "network": [channels, outputs], "data": checksum(pairs)}
+    about = {"kind": "reader", "network": [channels, outputs], "data": checksum(pairs), "flip": cfg["data"]["flip"],
+             "augment": cfg["data"]["augment"]}
     return fit(net, loss, make_loader(cfg, pairs, device), c, file, device, about, validate, minutes=minutes)
 
 
@@ -246,11 +249,11 @@ def as_shown(images):
 
 
 def compare_features(features, labels, real_features, real_labels):
-    """Of features (N, D) with labels (N,), and real ones: for each label that both have, three lists of numbers.
+    """Of features (N, D) with labels (N,), and real ones: three lists, with a number for each label of the first.
 
     "own" and "all" are Frechet distances to the real images of that label, and to all real ones. "variety" is the
     variance of the label's features as a share of what the real images of that label have: 1 is as much as they have.
-    All of it needs two images of each label, on either side.
+    Each of these labels needs two images on either side.
     """
     found = {"own": [], "all": [], "variety": []}
     for label in labels.unique():
@@ -267,33 +270,38 @@ def with_interval(values):
     return f"{values.mean():.3g} ± {1.96 * values.std(ddof=1) / math.sqrt(len(values)):.2g}"
 
 
-def run_jobs(run, settings, jobs, draw, measure):
-    """Draw and measure each job {name: arguments of draw}; what is finished stays. Returns the rows and the images.
+def share_with_interval(hits):
+    """A share as text, of hits (N,) of 0 and 1, and Wilson's 95 % interval, which is none of length 0."""
+    p, n, z = np.asarray(hits, float).mean(), len(hits), 1.96
+    centre = (p + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * math.sqrt(p * (1 - p) / n + z**2 / (4 * n**2))
+    return f"{p:.3g} [{max(0, centre - half):.3g}, {min(1, centre + half):.3g}]"
 
-    draw(...) gives labels, images and seconds; measure(labels, images) a row. The rows go to results.json, images to
-    samples_<name>.npy. ValueError where results.json was made with other settings.
-    """
+
+def open_results(run, settings):
+    """results.json of a run, {"settings", "rows"}; ValueError where it was made with other settings."""
     file = run / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
     if results["settings"] != settings:
         raise ValueError(f"{file}: made with {results['settings']}, not {settings}: choose another --run, or delete it")
+    return results
+
+
+def run_jobs(run, results, jobs, measure):
+    """Do and measure each job {name: function}; what is finished stays. Returns the rows and the images.
+
+    A job gives labels, images and seconds; measure(labels, images) a row. The rows go to results.json, images to
+    samples_<name>.npy.
+    """
     images = {}
-    for name, arguments in jobs.items():
+    for name, job in jobs.items():
         path = run / f"samples_{re.sub('[^A-Za-z0-9.]+', '_', name)}.npy"
         if name not in results["rows"] or not path.exists():
-            labels, drawn, seconds = draw(*arguments)
+            labels, drawn, seconds = job()
             row = {"images": name, "n": len(drawn)} | measure(labels, drawn)
             results["rows"][name] = row | {"s for 15": "-" if seconds is None else 15 * seconds / len(drawn)}
             with replacing(path) as opened:
                 np.save(opened, drawn)
-            with replacing(file) as opened:
-                opened.write(json.dumps(results, indent=1).encode())
+            write_text(run / "results.json", json.dumps(results, indent=1))
         images[name] = np.load(path)
     return [results["rows"][name] for name in jobs], images
-
-
-def write_report(run, text):
-    """Print a report, and write it to report.md of the run."""
-    with replacing(run / "report.md") as opened:
-        opened.write(text.encode())
-    print(text)

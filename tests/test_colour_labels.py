@@ -97,6 +97,9 @@ def test_wrong_labels_are_counted():
     (rgb, lab), _ = count_mislabelled(flat([110, 140, 110], [90, 120, 230]), "hues")
     assert rgb["another hue is nearer"] == "50.0%"  # a grey green, as purple
     assert lab["another hue is nearer"] == "50.0%"  # a light blue, as purple
+    assert rgb["black or white for a colour"] == lab["black or white for a colour"] == "0.0%"
+    (rgb, lab), _ = count_mislabelled(flat([100, 255, 255], [0, 90, 200], [10, 20, 30], [60, 60, 120]), "vivid")
+    assert rgb["black or white for a colour"] == "25.0%"  # cyan, which none of the six is near
 
 
 @pytest.mark.parametrize("space", ["rgb", "lab"])
@@ -134,7 +137,7 @@ def test_the_study(tmp_path, monkeypatch, capsys):
 
     rows = call("--guidance", "1")
     assert list(rows) == ["training images", "w = 1"]
-    assert rows["training images"]["labelled as asked"] == "1 ± 0" and rows["w = 1"]["n"] == 24
+    assert rows["training images"]["labelled as asked"] == "1 [0.862, 1]" and rows["w = 1"]["n"] == 24
     assert float(rows["training images"]["mean, LAB"].split()[0]) < float(rows["w = 1"]["mean, LAB"].split()[0])
     own = np.load(tmp_path / "run" / "samples_training_images.npy")
     assert by_space(own)[1] == NAMES * 3
@@ -143,5 +146,11 @@ def test_the_study(tmp_path, monkeypatch, capsys):
     assert "| as they are, by RGB | 80 |" in printed and "streets for the generator" in printed
     assert Image.open(tmp_path / "run" / "colours.png").size == (16 * 68 + 4, 2 * 68 + 4)
     assert Image.open(tmp_path / "run" / "mislabelled.png").size[0] == 12 * 100 + 4
-    with pytest.raises(SystemExit, match="generator.pt: begun with another data: choose another folder"):
+    assert "Of held-out streets the reader misplaces" in printed
+    with monkeypatch.context() as patch:
+        patch.setattr(colour_labels, "train_generator", None)  # the refusal comes before any training
+        with pytest.raises(SystemExit, match="results.json: made with .* choose another --run"):
+            call("--guidance", "1", "--minutes", "3")
+    (tmp_path / "run" / "results.json").unlink()
+    with pytest.raises(SystemExit, match=r"generator.pt: begun with another data \(was .*: choose another folder"):
         call("--guidance", "1", "--space", "rgb")

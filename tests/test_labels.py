@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 import sys
 
 import numpy as np
@@ -13,7 +14,7 @@ from config import load_config
 from ddpm import Diffusion, guided_eps
 from experiments import label_unet, labels
 from experiments.label_unet import (Labelled, LabelUNet, LinearAttention, Reader, compare_features, draw_labels,
-                                    linear_attention, train_generator, with_interval)
+                                    linear_attention, share_with_interval, train_generator, with_interval)
 from experiments.labels import read_fonts, render, share_out
 
 SMALL = {"device": "cpu", "model.hidden_dim": 4, "model.emb_dim": 8, "diffusion.T": 10, "diffusion.beta_end": 0.9,
@@ -187,9 +188,18 @@ def test_features_are_compared_label_by_label():
     assert found["all"] == pytest.approx([mean**2 + (deviation - 1) ** 2, (mean - 10) ** 2 + (deviation - 2) ** 2])
 
 
-def test_the_interval_of_a_share():
-    """90 of 100 are 0.9 +- 1.96 sqrt(0.9 0.1 / 99)."""
+def test_the_interval_of_a_mean():
+    """90 ones of 100 are 0.9 +- 1.96 sqrt(0.9 0.1 / 99)."""
     assert with_interval([1] * 90 + [0] * 10) == f"0.9 ± {1.96 * math.sqrt(0.09 / 99):.2g}"
+
+
+def test_the_interval_of_a_share():
+    """Wilson's interval is where |p - share| = 1.96 sqrt(p (1 - p) / n), also where all or none are hits."""
+    for hits, n in (90, 100), (52, 52), (0, 8):
+        share, low, high = map(float, re.findall(r"[\d.]+", share_with_interval(torch.arange(n) < hits)))
+        assert share == hits / n and (low, high) != (share, share)
+        for end in {low, high} - {0.0, 1.0}:
+            assert abs(end - share) == pytest.approx(1.96 * math.sqrt(end * (1 - end) / n), rel=0.02)
 
 
 def test_the_reader_reads_in_any_batch():
@@ -250,7 +260,7 @@ def test_the_study(fonts, tmp_path, monkeypatch, capsys):
 
     def call(*options):
         settings = [f"--set={key}={value}" for key, value in SMALL.items()]
-        arguments = ["--fonts", fonts, "--run", tmp_path / "run", "--n", 2, "--ddpm-n", 2, *options, *settings]
+        arguments = ["--fonts", fonts, "--run", tmp_path / "run", "--n", 3, "--ddpm-n", 2, *settings, *options]
         monkeypatch.setattr(sys, "argv", ["labels", *map(str, arguments)])
         labels.main()
         return json.loads((tmp_path / "run" / "results.json").read_text())["rows"]
@@ -264,16 +274,21 @@ def test_the_study(fonts, tmp_path, monkeypatch, capsys):
     rows = call("--guidance", "1,5")
     assert dropped == {0.2} and kept.stat().st_mtime_ns == before
     assert rows["PLMS 3, w = 1"] == first["PLMS 3, w = 1"]
-    assert {"own fonts", "PLMS 3, w = 1", "PLMS 3, w = 5", "PLMS 3, w = 5, fewer", "DDPM, w = 5"} <= set(rows)
-    assert rows["PLMS 3, w = 5"]["n"] == 52 and rows["own fonts"]["s for 15"] == "-"
-    assert np.array_equal(*(np.load(tmp_path / "run" / f"samples_PLMS_3_w_5{end}.npy") for end in ("", "_fewer")))
-    assert Image.open(tmp_path / "run" / "letters.png").size == (26 * 68 + 4, 5 * 68 + 4)
+    assert {"own fonts", "PLMS 3, w = 1", "PLMS 3, w = 5", "DDPM, w = 5"} <= set(rows)
+    assert rows["PLMS 3, w = 5"]["n"] == 78 and rows["own fonts"]["s for 15"] == "-"
+    assert Image.open(tmp_path / "run" / "letters.png").size == (26 * 68 + 4, 4 * 68 + 4)
     own = np.load(tmp_path / "run" / "samples_own_fonts.npy")
     assert any(np.array_equal(own[:26], np.roll(render(fonts / "0.ttf")[1], i, axis=1)) for i in range(5))
     printed = capsys.readouterr().out
     assert (tmp_path / "run" / "report.md").read_text(encoding="utf-8") in printed
     assert "156 letters for the generator, 78 for the reader, 78 held out" in printed and "| variety |" in printed
-    with pytest.raises(SystemExit, match="choose another --run"):
-        call("--seed", 9)
+    assert re.search(r"\| PLMS 3, w = 5, fewer \| 52 \|.*\n\| DDPM, w = 5 \| 52 \|", printed)  # of the same seeds
+    assert re.search(r"The reader reads 0[.\d]* \[[\d.]+, [\d.]+\] of the held-out letters", printed)
+    monkeypatch.setattr(labels, "train_generator", None)  # the refusal comes before any training
+    for changed in ("--seed", 9), ("--minutes", 3), ("--set", "train.steps=9"):
+        with pytest.raises(SystemExit, match="choose another --run"):
+            call(*changed)
     with pytest.raises(SystemExit, match="needs 2 or more"):
         call("--ddpm-n", 1)
+    with pytest.raises(SystemExit, match="compared with as many"):
+        call("--ddpm-n", 4)

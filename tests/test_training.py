@@ -24,7 +24,7 @@ CPU = torch.device("cpu")
 
 @pytest.fixture
 def fit_line(tiny, tmp_path):
-    """fit_line(out, steps) fits a line to noisy points and returns the net; hook(step) may give a factor of the loss."""
+    """fit_line(out, steps) fits a line to noisy points, returns the net; hook(step) may give a factor of the loss."""
     def call(out, steps, hook=lambda step: None, about=(), seed=0, validate=None, **settings):
         torch.manual_seed(seed)
         net, count = torch.nn.Linear(2, 1), []
