@@ -3,7 +3,7 @@
     python -m experiments.colour_labels                                      toy scenes, drawn if need be: 20 minutes
     python -m experiments.colour_labels --preset idd_lite --run runs/colours_idd                  the same, real streets
     python -m experiments.colour_labels --minutes 3 --n 16 --run runs/colours_small               8 minutes
-    torchrun --nproc_per_node=2 -m experiments.colour_labels                  trained by two processes, on GPUs or cores
+    torchrun --nproc_per_node=2 -m -- experiments.colour_labels               trained by two processes, on GPUs or cores
 
 The seed labels a painting by the colour of eight that is nearest to its mean, in RGB, and finds grey paintings under
 purple; in CIE-LAB they are black or white. A small U-Net of labels is trained on 32x32 streets, and asked for each

@@ -3,7 +3,7 @@
     apt-get install fonts-aenigma fonts-lato fonts-freefont-ttf fonts-roboto-unhinted     on Debian: 500 fonts
     python -m experiments.labels                                              the fonts of this machine: 30 minutes
     python -m experiments.labels --fonts my_fonts --minutes 3 --n 4 --ddpm-n 2 --run runs/labels_small    8 minutes
-    torchrun --nproc_per_node=2 -m experiments.labels                         trained by two processes, on GPUs or cores
+    torchrun --nproc_per_node=2 -m -- experiments.labels                      trained by two processes, on GPUs or cores
 
 Renders A to Z of every font, 32x32 and grey; fonts whose names begin with the same word are one design, and designs are
 shared out: 50 % to the generator, 30 % to a reader, which scores, 20 % to neither, which the samples are compared with.

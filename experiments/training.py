@@ -69,12 +69,14 @@ def write_log(path, rows):
 
 
 def check_settings(c, ranks):
-    """Refuse settings that fit() does not have, and a batch that cannot be shared out."""
+    """Refuse settings that fit() does not have, a batch that cannot be shared out, and processes that never joined."""
     if c["accumulate"] > 1 or c["compile"] or c["activation_checkpointing"]:
         raise ValueError("train.accumulate, train.compile and train.activation_checkpointing are for train.py alone")
     if c["batch_size"] % ranks:
         raise ValueError(f"train.batch_size {c['batch_size']} cannot be shared out evenly to {ranks} processes: make "
                          f"it a multiple of {ranks}")
+    if ranks == 1 and os.environ.get("WORLD_SIZE", "1") != "1":
+        raise ValueError("this program trains in one process: start it without torchrun")
 
 
 def restore(path, about, c, parts, device):
@@ -143,6 +145,7 @@ def go_on_alone():
     if dist.is_initialized():
         rank = dist.get_rank()
         dist.destroy_process_group()
+        os.environ["WORLD_SIZE"] = "1"  # for programs that the first one starts
         if rank > 0:
             raise SystemExit(0)
 

@@ -117,7 +117,7 @@ def fit_labels(c, file, stop_at=0):
     fit(model, loss, load_batches, c, file, CPU, {"kind": "labels"}, lambda net: {"val": 1.0})
     go_on_alone()
     with file.with_suffix(".alone").open("a") as alone:
-        alone.write(f"{dist.is_initialized()} ")
+        alone.write(f"{dist.is_initialized()} {os.environ.get('WORLD_SIZE')} ")
 
 
 def test_two_processes_train_what_one_would(tiny, tmp_path):
@@ -128,7 +128,7 @@ def test_two_processes_train_what_one_would(tiny, tmp_path):
     c = tiny(train__lr=1e-4, train__steps=4, train__label_drop=0.5)["train"]
     fit_labels(c, tmp_path / "one.pt")
     assert in_two_processes(fit_labels, c, tmp_path / "two.pt") == [0, 0]
-    assert (tmp_path / "two.alone").read_text() == "False "
+    assert (tmp_path / "two.alone").read_text() == "False 1 "
     one, two = (read(tmp_path / f"{name}.pt", "labels") for name in ("one", "two"))
     first, second = (torch.cat([m["exp_avg"].flatten() for m in state["optimizer"]["state"].values()])
                      for state in (one, two))
@@ -149,10 +149,13 @@ def test_a_signal_to_one_process_stops_both(tiny, tmp_path):
     assert read(tmp_path / "two.pt", "labels")["step"] == 6
 
 
-def test_a_batch_that_cannot_be_shared_is_refused(tiny, tmp_path):
-    """9 images for 2 processes end both, and nothing is written."""
+def test_a_batch_that_cannot_be_shared_is_refused(tiny, fit_line, tmp_path, monkeypatch):
+    """9 images for 2 processes end both, and so do processes that never joined; nothing is written."""
     assert in_two_processes(fit_labels, tiny(train__batch_size=9)["train"], tmp_path / "two.pt") == [1, 1]
     assert not (tmp_path / "two.pt").exists()
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ValueError, match="without torchrun"):
+        fit_line("alone", 1)
 
 
 # ------------------------------------------------------------------------------------------- what experiments share
