@@ -34,7 +34,7 @@ from checkpoint import join_processes, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import contact_sheet, fit
 from experiments.common import parse_count, parse_numbers, write_text
-from experiments.label_unet import (BATCH, SIZE, Labelled, as_shown, checksum, compare_features, draw_labels,
+from experiments.label_unet import (BATCH, PARTS, SIZE, Labelled, as_shown, checksum, compare_features, draw_labels,
                                     open_results, run_jobs, share_with_interval, train_generator, train_reader,
                                     with_interval)
 from experiments.training import go_on_alone
@@ -191,8 +191,8 @@ def run_study(args):
     print(f"{len(own_streets)} streets for the generator, {len(for_reader)} for the reader, {len(held_out)} held out")
     precision = pick_precision(cfg["sample"]["precision"], device)
     results = open_results(args.run, {
-        "n": args.n, "seed": args.seed, "space": args.space, "training": [cfg["train"]["steps"], args.minutes],
-        "precision": precision, "held out": checksum(held_out)})
+        "n": args.n, "seed": args.seed, "space": args.space, "minutes": args.minutes, "precision": precision,
+        "config": {part: cfg[part] for part in PARTS}, "held out": checksum(held_out)})
 
     def content(planes):
         """What the reader names, (B, K + 8): shares of the classes in the mask, and the label; each sums to 1/2."""

@@ -36,6 +36,19 @@ def write_text(path, text):
         file.write(text.encode())
 
 
+def name_changes(before, now):
+    """The keys whose values differ between two dicts of plain values, with both, as text; "" where all are equal.
+
+    Dicts in other orders differ: the order of classes gives their ids.
+    """
+    changes = []
+    for key in before | now:
+        was, is_now = repr(before.get(key)), repr(now.get(key))
+        if was != is_now:
+            changes.append(f"{key} (was {was:.60}, is {is_now:.60})")
+    return ", ".join(changes)
+
+
 def choose_masks(split, folder, colorbook, size, n):
     """{stem: ids} of n masks, spread over the split; they are written to `folder`, where they were not yet.
 

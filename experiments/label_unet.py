@@ -24,15 +24,17 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from checkpoint import replacing
+from config import flatten
 from dataset import contact_sheet
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance
-from experiments.common import write_text
+from experiments.common import name_changes, write_text
 from experiments.training import autocast, fit, make_loader, spread
 from unet import DoubleConv, Down, Up, time_embedding
 
 SIZE = 32  # height and width of the images
 BATCH = 128  # samples at a time
+PARTS = ["seed", "data", "model", "diffusion", "train"]  # of the config: what the two networks depend on
 
 # ------------------------------------------------------------------------------------------------------ networks
 
@@ -282,8 +284,9 @@ def open_results(run, settings):
     """results.json of a run, {"settings", "rows"}; ValueError where it was made with other settings."""
     file = run / "results.json"
     results = json.loads(file.read_text()) if file.exists() else {"settings": settings, "rows": {}}
-    if results["settings"] != settings:
-        raise ValueError(f"{file}: made with {results['settings']}, not {settings}: choose another --run, or delete it")
+    changes = name_changes(flatten(results["settings"]), flatten(settings))
+    if changes:
+        raise ValueError(f"{file}: made with another {changes}: choose another --run, or delete it")
     return results
 
 

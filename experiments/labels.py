@@ -29,7 +29,7 @@ from checkpoint import join_processes, pick_device, pick_precision
 from config import command, load_config
 from dataset import contact_sheet
 from experiments.common import parse_count, parse_numbers, write_text
-from experiments.label_unet import (BATCH, SIZE, Labelled, as_shown, checksum, compare_features, draw_labels,
+from experiments.label_unet import (BATCH, PARTS, SIZE, Labelled, as_shown, checksum, compare_features, draw_labels,
                                     open_results, run_jobs, share_with_interval, train_generator, train_reader,
                                     with_interval)
 from experiments.training import go_on_alone
@@ -138,8 +138,8 @@ def run_study(args):
     print(f"{len(letters)} letters for the generator, {len(for_reader)} for the reader, {len(held_out)} held out")
     precision = pick_precision(cfg["sample"]["precision"], device)
     results = open_results(args.run, {
-        "n": args.n, "ddpm_n": args.ddpm_n, "seed": args.seed, "training": [cfg["train"]["steps"], args.minutes],
-        "precision": precision, "held out": checksum(held_out)})
+        "n": args.n, "ddpm_n": args.ddpm_n, "seed": args.seed, "minutes": args.minutes, "precision": precision,
+        "config": {part: cfg[part] for part in PARTS}, "held out": checksum(held_out)})
 
     model, diffusion = train_generator(cfg, letters, held_out, 26, args.run / "generator.pt", device, args.minutes)
     reader = train_reader(cfg, lambda planes: planes[:, -1, 0, 0].long(), 26, for_reader, held_out,

@@ -57,8 +57,8 @@ TABLE_BLOCKS, TABLE_TIMES, TABLE_MEMBERS = ["down1", "down2", "down3", *BLOCKS],
 MLP = {"steps": 500, "batch_size": 256, "lr": 1e-3}
 SEGMENTER = {"arch": "lraspp_mobilenet_v3_large", "backbone": None, "batch_size": 16, "lr": 3e-3}
 FINE_TUNING = {"batch_size": 16, "lr": 1e-3, "warmup": 50, "hold": 400, "beta2": 0.99, "grad_clip": 1.0, "ema": 0.995,
-               "log_every": 50, "val_every": 10**9, "save_every": 200, "accumulate": 1, "compile": False,
-               "activation_checkpointing": False}
+               "log_every": 50, "val_every": 10**9, "preview_every": 10**9, "save_every": 200, "accumulate": 1,
+               "compile": False, "activation_checkpointing": False}
 ALL_STEPS = 5                   # times as many steps of fine-tuning and of the segmenter with all labelled images
 RANDOM = "random weights"
 SHOWN, MAPS = 6, ["ids", "disagreement"]  # held-out images in maps.png; what is drawn of each

@@ -23,7 +23,7 @@ from tqdm import tqdm
 
 from checkpoint import pick_precision, random_state, read_archive, save_checkpoint
 from dataset import batches
-from experiments.common import write_text
+from experiments.common import name_changes, write_text
 from train import check_finite, locked, stop_signals, wrap
 
 
@@ -87,15 +87,12 @@ def restore(path, about, c, parts, device):
     if not path.exists() and not path.with_name(f"{path.name}.previous").exists():
         return {}
     state = read(path, about["kind"])
-    before, now = state["config"] | state["about"], c | about
-    changed = []
-    for key in before | now:
-        if key not in ("steps", "val_pairs", "previews") and not key.endswith("_every"):
-            was, is_now = repr(before.get(key)), repr(now.get(key))  # of dicts with their order, which gives ids
-            if was != is_now:
-                changed.append(f"{key} (was {was:.60}, is {is_now:.60})")
-    if changed:
-        raise ValueError(f"{path}: begun with another {', '.join(changed)}: choose another folder, or delete it")
+    before, now = ({key: value for key, value in settings.items()
+                    if key not in ("steps", "val_pairs", "previews") and not key.endswith("_every")}
+                   for settings in (state["config"], c))
+    changes = name_changes(state["about"] | before, about | now)
+    if changes:
+        raise ValueError(f"{path}: begun with another {changes}: choose another folder, or delete it")
     for name, part in parts.items():
         part.load_state_dict(state[name])
     random_state(device, state["rng"])

@@ -149,7 +149,7 @@ def test_the_study(tmp_path, monkeypatch, capsys):
     assert "Of held-out streets the reader misplaces" in printed
     with monkeypatch.context() as patch:
         patch.setattr(colour_labels, "train_generator", None)  # the refusal comes before any training
-        with pytest.raises(SystemExit, match="results.json: made with .* choose another --run"):
+        with pytest.raises(SystemExit, match="results.json: made with another minutes .*choose another --run"):
             call("--guidance", "1", "--minutes", "3")
     (tmp_path / "run" / "results.json").unlink()
     with pytest.raises(SystemExit, match=r"generator.pt: begun with another data \(was .*: choose another folder"):

@@ -285,8 +285,9 @@ def test_the_study(fonts, tmp_path, monkeypatch, capsys):
     assert re.search(r"\| PLMS 3, w = 5, fewer \| 52 \|.*\n\| DDPM, w = 5 \| 52 \|", printed)  # of the same seeds
     assert re.search(r"The reader reads 0[.\d]* \[[\d.]+, [\d.]+\] of the held-out letters", printed)
     monkeypatch.setattr(labels, "train_generator", None)  # the refusal comes before any training
-    for changed in ("--seed", 9), ("--minutes", 3), ("--set", "train.steps=9"):
-        with pytest.raises(SystemExit, match="choose another --run"):
+    for name, changed in {"seed": ("--seed", 9), "minutes": ("--minutes", 3), "config.train.lr": (
+            "--set", "train.lr=0.1")}.items():
+        with pytest.raises(SystemExit, match=rf"results.json: made with another {name} \(was .*choose another --run"):
             call(*changed)
     with pytest.raises(SystemExit, match="needs 2 or more"):
         call("--ddpm-n", 1)
