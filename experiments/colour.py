@@ -41,7 +41,7 @@ import torch.nn as nn
 from skimage.color import rgb2lab
 
 from benchmarks.timing import table
-from checkpoint import load_checkpoint, pick_device, pick_precision
+from checkpoint import join_processes, load_checkpoint, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, fit_pair, read_image, to_uint8, unpack
 from ddpm import Diffusion, noise_like_seeds
@@ -49,7 +49,7 @@ from evaluate import mean_of, resample
 from experiments.common import parse_count, parse_numbers
 from experiments.drawing import (DPM_SOLVER, Results, draw_images, draw_jobs, draw_missing, interval, load_judge,
                                  make_judge)
-from experiments.training import fit, make_loader, read, spread
+from experiments.training import fit, go_on_alone, make_loader, read, spread
 from masks import Colorbook, one_hot, read_mask
 from sample import file_of, load_network, plan, read_masks
 from train import read_data
@@ -232,7 +232,7 @@ def study(args):
     """Train, draw masks of test with every source of colours, measure, and draw the sheet."""
     cfg = load_config(args.config, args.preset, [f"train.steps={TRAIN_STEPS}", *args.set])
     device, out = pick_device(cfg["device"]), args.out or Path(f"runs/colour_{Path(cfg['out']).name}")
-    pairs, held_out = read_data(cfg, 0, 1, dry_run=False)
+    pairs, held_out = read_data(cfg, *join_processes(device), dry_run=False)
     test, colorbook = Pairs(cfg["data"]["root"], "test", pairs.size), pairs.colorbook
     segment = load_judge(args.judge, colorbook, pairs.size, device)
     chosen = torch.linspace(0, len(test) - 1, min(args.masks, len(test))).round().long()
@@ -240,6 +240,7 @@ def study(args):
     sources = sources_of_colours(args, x0, mask, colorbook)
     plain = load_plain(args.plain, colorbook, pairs.size, device) if args.plain else None
     net = train_network(cfg, pairs, held_out, out / "colour.pt", device, args.minutes)
+    go_on_alone()
     state = read(out / "colour.pt", "colour") | {"path": out / "colour.pt"}
     networks = dict.fromkeys(sources, (state, net, Diffusion(**cfg["diffusion"]).to(device)))
     if plain:

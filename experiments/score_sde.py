@@ -36,7 +36,7 @@ import torch.nn as nn
 from tqdm import tqdm
 
 from benchmarks.timing import machine, peak_memory, set_precision, table
-from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
+from checkpoint import join_processes, load_checkpoint, pick_device, pick_precision, replacing
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, contact_sheet, read_image, to_uint8
 from ddpm import guided_eps, noise_like_seeds
@@ -44,7 +44,7 @@ from ddpm import sample as sample_ddpm
 from evaluate import confusion_matrix, scores
 from experiments.common import draw_curves, parse_count, parse_numbers, read_report, run_program
 from experiments.drawing import Results, draw_missing, load_judge
-from experiments.training import fit, make_loader, read, spread
+from experiments.training import fit, go_on_alone, make_loader, read, spread
 from experiments.ve_sde import (T_HIGHEST, NoisySegmenter, draw_samples, guided_score, largest_distance, log_likelihood,
                                 network_score, scale_factor, score_errors, see_through_noise, sigma_at, time_at)
 from masks import UNLABELLED, Colorbook, one_hot
@@ -235,7 +235,8 @@ def read_settings(args):
     """The config, the device, the folder of the run, and the Pairs of train and val."""
     cfg = load_config(args.config, args.preset, args.set)
     run = Path(args.run or f"runs/score_{Path(cfg['out']).name}")
-    return cfg, pick_device(cfg["device"]), run, *read_data(cfg, 0, 1, dry_run=False)
+    device = pick_device(cfg["device"])
+    return cfg, device, run, *read_data(cfg, *join_processes(device), dry_run=False)
 
 
 def smax_command(args):
@@ -249,6 +250,7 @@ def train_command(args):
     smax = largest_distance(pairs.planes[:, :3])
     print(f"score network, smax {smax}, {cfg['diffusion']['prediction']} prediction, {device.type}: {run / 'score.pt'}")
     train_score(cfg, pairs, held_out, run / "score.pt", smax, device, args.minutes)
+    go_on_alone()
 
 
 def train_segmenter_command(args):
@@ -261,6 +263,7 @@ def train_segmenter_command(args):
     torch.manual_seed(cfg["seed"])
     net = train_classifier(NoisySegmenter(*about["network"]), lambda planes: planes[:, -1], cfg, pairs, held_out,
                            run / f"{name}.pt", about, device, args.minutes)
+    go_on_alone()
     root, val, file = Path(cfg["data"]["root"]), cfg["data"]["val"], run / "levels.json"
     levels = json.loads(file.read_text()) if file.exists() else {}
     levels[f"{val}, {args.encoding}"] = accuracy_by_level(net, held_out, about, device)

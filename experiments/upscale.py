@@ -34,7 +34,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from checkpoint import load_checkpoint, pick_device, pick_precision, replacing
+from checkpoint import join_processes, load_checkpoint, pick_device, pick_precision, replacing
 from config import command, load_config
 from data.common import parse_size
 from dataset import contact_sheet, fit, list_files, read_image, to_uint8, unpack
@@ -165,7 +165,7 @@ def train_upscaler(args, device):
     own = [f"data.root={args.root}", "data.size=[224,320]", "train.batch_size=4", "train.val_pairs=32",
            "train.previews=4", "train.preview_every=1000"]
     cfg = load_config(preset="idd_lite", overrides=[*own, *args.set])
-    pairs, held_out = read_data(cfg, 0, 1, dry_run=False)
+    pairs, held_out = read_data(cfg, *join_processes(device), dry_run=False)
     c, m, K, (H, W) = cfg["train"], cfg["model"], len(pairs.colorbook), pairs.size
     crop = H // 16 * 8, W // 16 * 8  # half of each side, a multiple of 8
     if min(crop) < 8:
@@ -208,6 +208,7 @@ def train_upscaler(args, device):
 
     training.fit(model, loss, training.make_loader(cfg, pairs, device), c, args.run / "upscale.pt", device, about,
                  validate, preview)
+    training.go_on_alone()
 
 
 # ----------------------------------------------------------------------------------------------------- images
