@@ -16,6 +16,7 @@ import sys
 import zipfile
 from contextlib import contextmanager, suppress
 from datetime import timedelta
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -80,6 +81,12 @@ def pick_precision(name, device):
     return name
 
 
+def autocast(precision, device):
+    """The context in which networks compute at "bf16" or "fp16"; any other name is fp32."""
+    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
+    return torch.autocast(device.type, half, enabled=half is not None)
+
+
 def build(cfg, num_classes, device):
     """What a config describes, on the device: the network, the diffusion, and a function that opens autocast.
 
@@ -88,12 +95,7 @@ def build(cfg, num_classes, device):
     m = cfg["model"]
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
     model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(cfg["train"]["precision"])
-
-    def autocast():
-        return torch.autocast(device.type, half, enabled=half is not None)
-
-    return model, Diffusion(**cfg["diffusion"]).to(device), autocast
+    return model, Diffusion(**cfg["diffusion"]).to(device), partial(autocast, cfg["train"]["precision"], device)
 
 
 # ------------------------------------------------------------------------------------------------------- save

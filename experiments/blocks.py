@@ -32,14 +32,14 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from benchmarks.timing import machine, now, table
-from checkpoint import pick_device, pick_precision, replacing
+from checkpoint import autocast, pick_device, pick_precision, replacing
 from config import command, load_config
 from dataset import contact_sheet, to_uint8
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance, in_batches, load_inception
 from experiments.common import draw_curves, parse_count
 from experiments.score_digits import SIZE, Digits, read_by, read_digits, train_judge
-from experiments.training import autocast, fit, make_loader, read, spread
+from experiments.training import fit, make_loader, read, spread
 from unet import UNet, time_embedding
 
 ROWS = {  # name: block, attention, schedule, and the seed's FID by Inception (its Table 1; 50 epochs of MNIST at 32x32)

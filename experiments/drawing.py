@@ -7,11 +7,10 @@ import numpy as np
 import torch
 from tqdm import tqdm
 
-from checkpoint import pick_precision, replacing
+from checkpoint import autocast, pick_precision, replacing
 from dataset import to_uint8
 from ddpm import guided_eps, noise_like_seeds, sample
 from evaluate import in_batches, load_segmenter, measure_features, measure_masks, resample
-from experiments.training import autocast
 from sample import draw_sheet, file_of, plan, save, settings_of
 
 AT_ONCE = 16  # images in a batch

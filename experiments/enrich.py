@@ -41,7 +41,8 @@ from evaluate import in_batches
 from experiments.drawing import load_judge
 from masks import UNLABELLED, read_mask, save_mask
 
-SAMPLER = ["--set", "sample.sampler=ddim", "--set", "sample.steps=20", "--set", "sample.eta=1"]  # gives an edit smoother surfaces
+# gives an edit smoother surfaces
+SAMPLER = ["--set", "sample.sampler=ddim", "--set", "sample.steps=20", "--set", "sample.eta=1"]
 
 # -------------------------------------------------------------------------------------------------- shapes and places
 

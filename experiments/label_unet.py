@@ -23,13 +23,13 @@ import torch.nn as nn
 import torch.nn.functional as F
 from tqdm import tqdm
 
-from checkpoint import replacing
+from checkpoint import autocast, replacing
 from config import flatten
 from dataset import contact_sheet
 from ddpm import Diffusion, guided_eps, noise_like_seeds, sample
 from evaluate import frechet_distance
 from experiments.common import name_changes, write_text
-from experiments.training import autocast, fit, make_loader, spread
+from experiments.training import fit, make_loader, spread
 from unet import DoubleConv, Down, Up, time_embedding
 
 SIZE = 32  # height and width of the images

@@ -41,7 +41,7 @@ import torch.nn.functional as F
 from skimage.metrics import peak_signal_noise_ratio, structural_similarity
 
 from benchmarks.timing import machine, peak_memory, table
-from checkpoint import pick_device, pick_precision
+from checkpoint import autocast, pick_device, pick_precision
 from config import add_config_arguments, command, load_config
 from dataset import Pairs, batches, contact_sheet, read_image, to_uint8, unpack
 from ddpm import Diffusion, dpm_solver, noise_like_seeds
@@ -50,7 +50,7 @@ from experiments.common import parse_count, parse_numbers
 from experiments.drawing import (AT_ONCE, DPM_SOLVER, Results, draw_images, draw_jobs, draw_missing, interval,
                                  load_judge, make_judge)
 from experiments.latent_nets import DOWN, Autoencoder, LatentUNet, adversarial_losses, code_use, structure_loss
-from experiments.training import autocast, fit, make_loader, read, spread
+from experiments.training import fit, make_loader, read, spread
 from masks import Colorbook, one_hot
 from sample import file_of, plan, read_masks
 from train import read_data, validate

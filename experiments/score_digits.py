@@ -31,14 +31,14 @@ from torchvision.datasets import MNIST
 from tqdm import tqdm
 
 from benchmarks.timing import table
-from checkpoint import pick_device, pick_precision, replacing
+from checkpoint import autocast, pick_device, pick_precision, replacing
 from config import command, load_config
 from dataset import contact_sheet
 from ddpm import noise_like_seeds
 from evaluate import frechet_distance
 from experiments.common import parse_count, parse_numbers
 from experiments.score_sde import to_images, train_classifier, train_score
-from experiments.training import autocast, fit, make_loader
+from experiments.training import fit, make_loader
 from experiments.ve_sde import (draw_samples, guided_score, largest_distance, log_likelihood, network_score,
                                 see_through_noise, sigma_at, time_at)
 from masks import Colorbook

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from checkpoint import pick_precision, random_state, read_archive, save_checkpoint
+from checkpoint import autocast, pick_precision, random_state, read_archive, save_checkpoint
 from dataset import batches
 from experiments.common import name_changes, write_text
 from train import check_finite, locked, stop_signals, wrap
@@ -50,12 +50,6 @@ def read(path, kind):
     if found != kind:
         raise ValueError(f"{path}: the checkpoint of a {found} network; expected one of kind {kind}")
     return state
-
-
-def autocast(precision, device):
-    """The context in which networks compute at "fp32", "fp16" or "bf16"."""
-    half = {"fp16": torch.float16, "bf16": torch.bfloat16}.get(precision)
-    return torch.autocast(device.type, half, half is not None)
 
 
 def write_log(path, rows):

@@ -34,7 +34,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from tqdm import tqdm
 
-from checkpoint import join_processes, load_checkpoint, pick_device, pick_precision, replacing
+from checkpoint import autocast, join_processes, load_checkpoint, pick_device, pick_precision, replacing
 from config import command, load_config
 from data.common import parse_size
 from dataset import contact_sheet, fit, list_files, read_image, to_uint8, unpack
@@ -250,7 +250,7 @@ class Upscaler:
         small = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
         network = self.model, self.diffusion, self.about["deviation"]
         try:
-            with training.autocast(self.precision, self.device):
+            with autocast(self.precision, self.device):
                 x = upscale(*network, small, mask, level, [seed], steps, tile)
         except torch.OutOfMemoryError as error:
             raise ValueError(f"{size[0]}x{size[1]} does not fit into the device's memory: give a --tile, such as "
