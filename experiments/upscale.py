@@ -3,7 +3,7 @@
     python -m data.idd_lite.prepare --source idd20k_lite --size 224x320 --out data/idd_lite/prepared_224x320
     python train.py --preset idd_lite --set data.root=data/idd_lite/prepared_224x320 --set data.size=[56,80] \\
         --set train.steps=3000 --set out=runs/idd_56x80                     images of 56x80: 21 minutes
-    python -m experiments.upscale                                           trains the second model: 45 minutes
+    python -m experiments.upscale                                           trains the second model: 50 minutes
     python -m experiments.upscale --mask my.png --n 4                       from a mask to 224x320: seconds an image
     python -m experiments.upscale --images out/                             enlarges the images of a folder
     python -m experiments.upscale --images out/ --mask masks/               the same, with the masks they were made of
@@ -366,7 +366,7 @@ def main():
         help="the checkpoint of train.py that makes the small images; default: %(default)s")
     add("--out", type=Path, default=Path("out/large"), help="of --mask and --images; default: %(default)s")
     add("--n", type=parse_count, default=4, help="images of each mask; default: %(default)s")
-    add("--level", type=float, default=0.1, help="noise that small images of --mask and --images get first, from 0 to "
+    add("--level", type=float, default=0.05, help="noise that small images of --mask and --images get first, from 0 to "
         f"{HIGHEST}: more hides more of their faults, and of their detail; default: %(default)s")
     add("--steps", type=parse_count, default=10, help="of DPM-Solver++; default: %(default)s")
     add("--tile", type=parse_size, metavar="HxW", help="overlapping windows of this size; default: whole images")

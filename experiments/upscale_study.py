@@ -1,8 +1,8 @@
 """Can an image be made four times larger? The network of experiments.upscale against filters, and the whole cascade.
 
     python -m experiments.segmenter --root data/idd_lite/prepared_224x320 --scale 1 --lr 3e-3 --steps 1000 \\
-        --batch-size 8 --arch lraspp_mobilenet_v3_large --out runs/judge_224x320         the judge: 30 minutes
-    python -m experiments.upscale_study --judge runs/judge_224x320/checkpoint.pt         40 minutes
+        --batch-size 8 --arch lraspp_mobilenet_v3_large --out runs/judge_224x320         the judge: 10 minutes
+    python -m experiments.upscale_study --judge runs/judge_224x320/checkpoint.pt         20 minutes
 
 It writes results.json, real.png and cascade.png in --out. The rows: held-out real images, shrunk and enlarged again by
 two filters, by the network in one step (about the mean of all answers), in --steps (one answer), without being told the
