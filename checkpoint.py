@@ -38,7 +38,10 @@ class NewerFormat(ValueError):
 
 
 def pick_device(name):
-    """The torch.device of "cuda", "mps" or "cpu", or of "auto": the first of them there is. torchrun: a GPU each."""
+    """The torch.device of "cuda", "mps" or "cpu", or of "auto": the first of them there is.
+
+    Where torchrun started several processes, each gets a GPU of its own.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     if name == "cuda" and not torch.cuda.is_available():
@@ -87,15 +90,15 @@ def autocast(precision, device):
     return torch.autocast(device.type, half, enabled=half is not None)
 
 
-def build(cfg, num_classes, device):
+def build(cfg, num_classes, device, precision=None):
     """What a config describes, on the device: the network, the diffusion, and a function that opens autocast.
 
-    train.precision is what pick_precision() gave; "auto" itself is fp32 here.
+    precision is a name that pick_precision() gave; by default that of train.precision. "auto" itself is fp32 here.
     """
-    m = cfg["model"]
+    m, precision = cfg["model"], precision or cfg["train"]["precision"]
     model = UNet(num_classes if m["conditional"] else 0, m["hidden_dim"], m["emb_dim"], m["attention"])
     model.to(device, memory_format=torch.channels_last)  # the layout that convolutions are fastest in
-    return model, Diffusion(**cfg["diffusion"]).to(device), partial(autocast, cfg["train"]["precision"], device)
+    return model, Diffusion(**cfg["diffusion"]).to(device), partial(autocast, precision, device)
 
 
 # ------------------------------------------------------------------------------------------------------- save
@@ -202,13 +205,21 @@ def load_checkpoint(path):
         return read_checkpoint(previous) | {"path": previous}
 
 
-def random_state(device, state=None):
-    """The random states {name: tensor} of the CPU and the device, after setting those in `state`, where given."""
-    sources = {"cpu": torch} | ({device.type: getattr(torch, device.type)} if device.type != "cpu" else {})
-    for name, source in sources.items():
-        if state and name in state:
+def random_sources(device):
+    """Where torch draws random numbers, {name: module}: the CPU, and the device if it is another one."""
+    return {"cpu": torch} | ({device.type: getattr(torch, device.type)} if device.type != "cpu" else {})
+
+
+def random_state(device):
+    """The states {name: tensor} of random_sources()."""
+    return {name: source.get_rng_state() for name, source in random_sources(device).items()}
+
+
+def set_random_state(device, state):
+    """Set what random_state() gave, on this device or another one."""
+    for name, source in random_sources(device).items():
+        if name in state:
             source.set_rng_state(state[name])
-    return {name: source.get_rng_state() for name, source in sources.items()}
 
 
 def compare_run(state, cfg, colorbook):
@@ -247,6 +258,6 @@ def restore_run(cfg, colorbook, model, ema, optimizer, scaler, device):
     optimizer.load_state_dict(state["optimizer"])
     if state["scaler"]:  # one that was off has no state
         scaler.load_state_dict(state["scaler"])
-    random_state(device, state["rng"])
+    set_random_state(device, state["rng"])
     images = state.get("images", state["step"] * state["config"]["train"]["batch_size"])
     return state["step"], images, state["seconds"]

@@ -127,13 +127,13 @@ class Pairs:
     """The pairs of <root>/<split>/{images,masks}, fitted to size (height, width); the classes: <root>/colorbook.json.
 
     planes  (N, 4, H, W) uint8: red, green, blue, class id; in memory, or above memory_gb GiB mapped from a file;
-            with memory_gb=None the files are only checked
+            with check_only=True the files are read, and nothing is kept
     files   [(stem, path of the image, path of the mask)], N of them
 
     ValueError names the folder without pairs, or the files that cannot be used.
     """
 
-    def __init__(self, root, split, size, memory_gb=4.0):
+    def __init__(self, root, split, size, memory_gb=4.0, check_only=False):
         root, self.folder, self.size = Path(root), Path(root) / split, tuple(size)
         folders = self.folder / "images", self.folder / "masks"
         images, masks = (list_files(folder) if folder.is_dir() else {} for folder in folders)
@@ -145,7 +145,7 @@ class Pairs:
                              "<name>.prepare), or set data.root, or data.val to another split")
         self.colorbook = Colorbook.load(root / "colorbook.json")
         shape = (len(self.files), 4, *self.size)
-        if memory_gb is None:
+        if check_only:
             for _ in self.read():
                 pass
         elif math.prod(shape) <= memory_gb * 2**30:
@@ -264,6 +264,7 @@ def batches(pairs, batch_size, seed, start=0, flip=0.0, augment=None, device="cp
         if augment and augment["p"] > 0:
             for i, position in enumerate(positions):
                 planes[i] = augment_pair(planes[i], np.random.default_rng([AUGMENT, seed, position]), **augment)
+        # drawn for the whole batch, whatever part of it is mine
         flips = np.random.default_rng([FLIP, seed, first]).random(batch_size)[mine] < flip
         planes[flips] = planes[flips].flip(-1)
         return planes.pin_memory() if torch.device(device).type == "cuda" else planes

@@ -191,7 +191,8 @@ def snap(rgb, colors):
       2. Every other pixel lies at an edge, as a blend of the colors on both sides, or in a thin stroke. It takes the
          nearest color of those that are solid close by, so that a blend of two never becomes a third one;
       3. but a stroke keeps its own color: it is near that color, and no blend of those that are solid close by.
-      4. Unknown is an even spot near no color, or, in a photograph, whatever is near none.
+      4. Unknown is an even spot near no color, unless so few are that they are bits of edges; and in a photograph,
+         where a quarter of the pixels is near no color and no blend either, whatever is near none.
     Close by: in the pixel's square of 8x8 pixels, or in one of the eight squares around it.
     """
     def dilate(planes):

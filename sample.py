@@ -104,9 +104,8 @@ def check_together(args, state, s):
 def load_network(state, s):
     """The colorbook, the network with its averaged weights, the diffusion and autocast; s["precision"] is decided."""
     s["precision"] = pick_precision(s["precision"], s["device"])
-    state["config"]["train"]["precision"] = s["precision"]  # where build() looks
     colorbook = Colorbook(state["colorbook"], source=state["path"])
-    model, diffusion, autocast = build(state["config"], len(colorbook), s["device"])
+    model, diffusion, autocast = build(state["config"], len(colorbook), s["device"], s["precision"])
     model.load_state_dict(state["ema"])
     model.eval()
     torch.backends.cudnn.benchmark = True  # batches of one size: let cuDNN choose its fastest convolution for it

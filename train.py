@@ -323,8 +323,7 @@ def read_data(cfg, rank, ranks, dry_run):
         return [None, None]
 
     def read():
-        memory_gb = None if dry_run else d["memory_gb"]  # None: the files are only checked
-        return [Pairs(root, split, d["size"], memory_gb) for split in ("train", d["val"])]
+        return [Pairs(root, split, d["size"], d["memory_gb"], check_only=dry_run) for split in ("train", d["val"])]
 
     if rank == 0:
         if draw:

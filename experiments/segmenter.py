@@ -35,7 +35,7 @@ import torch.nn.functional as F
 from scipy.stats import t as student_t  # scikit-image needs scipy too
 from tqdm import tqdm
 
-from checkpoint import pick_device, pick_precision, random_state, replacing
+from checkpoint import pick_device, pick_precision, random_state, replacing, set_random_state
 from config import command
 from data.common import parse_size
 from dataset import Pairs, batches, fit, fit_pair, list_files, read_image
@@ -175,7 +175,7 @@ def train_segmenter(pairs, settings, seed, device, title, unfinished):
             raise ValueError(f"{unfinished}: begun with other settings: choose another --out, or delete it")
         for name, part in parts.items():
             part.load_state_dict(state[name])
-        random_state(device, state["rng"])
+        set_random_state(device, state["rng"])
         begun = state["step"]
         print(f"{title}: going on at step {begun} of {steps}")
 

@@ -21,7 +21,7 @@ import torch
 import torch.distributed as dist
 from tqdm import tqdm
 
-from checkpoint import autocast, pick_precision, random_state, read_archive, save_checkpoint
+from checkpoint import autocast, pick_precision, random_state, read_archive, save_checkpoint, set_random_state
 from dataset import batches
 from experiments.common import name_changes, write_text
 from train import check_finite, locked, stop_signals, wrap
@@ -89,7 +89,7 @@ def restore(path, about, c, parts, device):
         raise ValueError(f"{path}: begun with another {changes}: choose another folder, or delete it")
     for name, part in parts.items():
         part.load_state_dict(state[name])
-    random_state(device, state["rng"])
+    set_random_state(device, state["rng"])
     return state
 
 

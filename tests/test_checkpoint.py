@@ -19,6 +19,7 @@ from checkpoint import (
     pick_device,
     pick_precision,
     random_state,
+    set_random_state,
     replacing,
     save_checkpoint,
 )
@@ -412,7 +413,7 @@ def test_the_random_state_of_the_cpu_goes_on():
     torch.manual_seed(3)
     state = random_state(CPU)
     numbers = torch.randn(5)
-    random_state(CPU, state)
+    set_random_state(CPU, state)
     assert state.keys() == {"cpu"} and torch.equal(torch.randn(5), numbers)
 
 
@@ -425,9 +426,9 @@ def test_the_random_state_of_the_device_is_saved_too(monkeypatch, name):
     saved = random_state(torch.device(name))
     assert saved.keys() == {"cpu", name} and torch.equal(saved[name], torch.tensor([1, 2, 3], dtype=torch.uint8))
     device.state = torch.tensor([9], dtype=torch.uint8)
-    random_state(torch.device(name), {"cpu": saved["cpu"]})  # from a run on a CPU
+    set_random_state(torch.device(name), {"cpu": saved["cpu"]})  # from a run on a CPU
     assert device.state.tolist() == [9]
-    random_state(torch.device(name), saved)
+    set_random_state(torch.device(name), saved)
     assert device.state.tolist() == [1, 2, 3]
 
 
