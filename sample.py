@@ -127,7 +127,7 @@ def read_masks(path, colorbook, size):
         H, W = ids.shape
         note = f"mask(s) in {kind}"
         if (H, W) != size:
-            note += f", {H}x{W} resized to {size[0]}x{size[1]}"
+            note += f" of {H}x{W} (height x width) resized to {size[0]}x{size[1]}"
         if H * size[1] != W * size[0]:
             note += " after cropping the centre to that ratio"
         notes[note].append((snapped, (ids == UNLABELLED).mean()))
@@ -160,8 +160,9 @@ def count_per_mask(masks, names, colorbook, n):
     if not weights:
         raise ValueError(f"no mask has {' or '.join(names)}: nothing to make")
     ends = np.cumsum(list(weights.values())) / sum(weights.values()) * n * len(weights)  # running sums, rounded below
-    print(f"{n * len(weights)} images of {len(weights)} masks")
-    return dict(zip(weights, np.diff(ends.round(), prepend=0).astype(int).tolist()))
+    counts = np.diff(ends.round(), prepend=0).astype(int).tolist()
+    print(f"{sum(counts)} images of {np.count_nonzero(counts)} of these {len(weights)} masks")
+    return dict(zip(weights, counts))
 
 
 def read_edit(args, mask, colorbook, size):
@@ -183,8 +184,9 @@ def read_edit(args, mask, colorbook, size):
     changed = before >= 128 if args.redraw else before != ids
     edit = prepare_edit(image, ids, changed, size) if changed.any() else None
     if not edit or not edit["keep"].any():
-        raise ValueError(f"{reference}: {changed.mean():.0%} of the pixels are {'white' if args.redraw else 'new'}; "
-                         "expected a part of the image, of which the rest is kept")
+        new = f"white in {reference}" if args.redraw else f"of another class in {mask} than in {reference}"
+        raise ValueError(f"{changed.mean():.0%} of the pixels are {new}; expected some that are, which are drawn anew, "
+                         "and some that are not, which are kept")
     (top, bottom), (left, right) = ((part.start, part.stop) for part in edit["window"])
     print(f"{args.image}: {changed.mean():.1%} are new by {reference}, and redrawn with a margin in a window of "
           f"{bottom - top}x{right - left} at row {top}, column {left}, which the network sees at {size[0]}x{size[1]}")
@@ -333,6 +335,7 @@ def draw_sheet(jobs, masks, colorbook, out, edits=None):
 def run(args):
     state, s = resolve(args)
     rank, ranks = join_processes(s["device"])
+    print(f"{state['path']}: a network of {state['step']} steps")
     started = time.monotonic()
     colorbook, model, diffusion, autocast = load_network(state, s)
     masks, edits, counts = {}, {}, None

@@ -38,7 +38,8 @@ def read(path, kind):
         print(f"{path} is not there: {previous.name} is used instead")
         path = previous
     if not path.is_file():
-        raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train the {kind} network first (--help)")
+        raise FileNotFoundError(f"{path.absolute()}: no such checkpoint; train the {kind} network first, or "
+                                "name another folder (--help)")
     try:
         state = read_archive(path)
         found = state["about"]["kind"]

@@ -7,6 +7,7 @@
     python -m experiments.upscale --mask my.png --n 4                       from a mask to 224x320: seconds an image
     python -m experiments.upscale --images out/                             enlarges the images of a folder
     python -m experiments.upscale --images out/ --mask masks/               the same, with the masks they were made of
+    python -m experiments.upscale --images small/ --mask masks/ --level 0   real images, which need no noise
 
 The thesis (5.2.6) enlarged its images by a pretrained model of another domain and found no new detail; this one is
 trained on the data itself. It is a cascade (Ho et al. 2021, SR3 of Saharia et al. 2021): our U-Net, which is told the
@@ -244,7 +245,8 @@ class Upscaler:
         h, w = image.shape[:2]
         size = SCALE * h, SCALE * w
         if h % 2 or w % 2:
-            raise ValueError(f"{h}x{w}: expected even sides, since the network halves the large image three times")
+            raise ValueError(f"{h}x{w}: expected even sides, since the network halves the large image three "
+                             "times; crop it")
         ids = np.full(size, UNLABELLED, np.uint8) if ids is None else fit(ids, size)
         mask = one_hot(torch.from_numpy(ids)[None].to(self.device), len(self.colorbook))
         small = torch.from_numpy(image).to(self.device).permute(2, 0, 1)[None].float() / 127.5 - 1
@@ -337,6 +339,9 @@ def from_images(args, device):
         mask_stems = {stem: mask_of(stem, mask_files) for stem in files}
         masks = {stem: read_mask(mask_files[mask_stem], network.colorbook)[0]
                  for stem, mask_stem in mask_stems.items() if mask_stem}
+        if not masks:
+            raise ValueError(f"--mask {args.mask}: no mask has a name that one of {', '.join(list(files)[:3])} begins "
+                             "with; rename it, or leave --mask out")
     seconds = enlarge_files(files, masks, args.out, args.seed, network, network.told, level=args.level,
                             steps=args.steps, tile=args.tile)
     print(f"{len(files)} images, {len(masks)} of them with a mask: {args.out}. {seconds or 0:.1f} seconds an image")

@@ -265,8 +265,8 @@ def test_the_same_seed_whatever_the_batch(edit, tmp_path):
 @pytest.mark.parametrize("case, words", [
     ("small mask", ["edited.png is 8x12", "street.png 16x24", "one size"]),
     ("small image mask", ["other.png is 8x12", "street.png 16x24"]),
-    ("nothing new", ["street.png", "0%", "a part"]),
-    ("all new", ["100%", "a part"]),
+    ("nothing new", ["street.png", "0%", "of another class"]),
+    ("all new", ["100%", "some that are not"]),
     ("black region", ["region.png", "0%", "white"]),
     ("unknown colour", ["edited.png", "(255, 0, 255)", "untrained.pt"]),
     ("nobody tells", ["photo.png", "--image-mask", "--redraw"]),

@@ -151,6 +151,7 @@ def test_the_report(prepare, tmp_path, capsys):
     (["--merge", "animal=7"], ["'animal'", "colour", "my.json"]),
     (["--shares", "80,30,10"], ["80,30,10", "per cent"]),
     (["--group", "x+"], ["x+", "a_00"]),
+    (["--group", "("], ["--group (", "no regular expression"]),
     (["--group", "_"], ["1 group(s)", "val, test", "--names"]),
     (["--names", "dev=val.txt"], ["dev=val.txt", "train, val or test"]),
     (["--names", "val=nowhere.txt"], ["nowhere.txt"]),

@@ -336,13 +336,13 @@ def test_masks_are_fitted(make, mask, tmp_path, exact, capsys):
     ids = np.array(Image.open(mask))[2::4, 2::4]  # 4x4 pixels of the mask are one of the image
     assert np.abs(pixels(out / "scene_w3_seed1.png") - exact_image(ids, 3)).max() <= 1
     printed = capsys.readouterr().out
-    assert "64x96 resized to 16x24" in printed and "lose a class" not in printed
+    assert "of 64x96 (height x width) resized to 16x24" in printed and "lose a class" not in printed
     tall = np.repeat(np.array([0, 1, 2], np.uint8), 16)[:, None].repeat(24, axis=1)
     save_mask(tall, tmp_path / "tall.png", Colorbook(CLASSES))
     out = make("--mask", tmp_path / "tall.png", "--n", 1)
     assert np.abs(pixels(out / "tall_w3_seed1.png") - exact_image(tall[16:32], 3)).max() <= 1  # the middle, sky
     printed = capsys.readouterr().out
-    assert "48x24 resized to 16x24 after cropping the centre" in printed
+    assert "of 48x24 (height x width) resized to 16x24 after cropping the centre" in printed
     assert "1 mask(s) lose a class by that, cut off or too small: tall (road, car)\n" in printed
 
 

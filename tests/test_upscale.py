@@ -261,6 +261,7 @@ def test_the_study(folder, flat_root, tmp_path, monkeypatch, capsys):
     (["--level", 0.3], "--level 0.3: expected 0 to 0.25"), (["--tile", "20x20"], "multiples of 8"),
     (["--set", "data.root=x"], "given as --root"),
     (["--run", "nowhere", "--images", "x"], "no such checkpoint"), (["--images", "odd"], "odd.png: 9x16"),
+    (["--images", "odd", "--mask", "masks/street.png"], "no mask has a name"),
     (["--images", "odd", "--out", "odd"], "the small images are in it"),
     (["--mask", "masks/street.png", "--small", "other.pt"], "its classes are sky, sea")])
 def test_mistakes(folder, tmp_path, monkeypatch, case, words):

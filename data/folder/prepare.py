@@ -100,7 +100,10 @@ def split_pairs(pairs, shares, group, names):
         raise ValueError(f"--shares {shares}: expected per cent of train, val and test, as in 80,10,10")
     groups = defaultdict(list)
     for pair in pairs:
-        found = re.search(group, pair[0])
+        try:
+            found = re.search(group, pair[0])
+        except re.error as error:
+            raise ValueError(f"--group {group}: no regular expression: {error}") from error
         if not found:
             raise ValueError(f"--group {group} finds nothing in the name {pair[0]}")
         groups[found[0]].append(pair)
