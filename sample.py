@@ -132,7 +132,9 @@ def read_masks(path, colorbook, size):
             note += " after cropping the centre to that ratio"
         notes[note].append((snapped, (ids == UNLABELLED).mean()))
         masks[stem] = fit(ids, size)
-        gone = [colorbook.names[k] for k in np.setdiff1d(ids, masks[stem]) if k != UNLABELLED]
+        pixel = H * W / (size[0] * size[1])  # of the network, in pixels of the mask: what is smaller is no loss
+        gone = [colorbook.names[k] for k in np.setdiff1d(ids, masks[stem])
+                if k != UNLABELLED and (ids == k).sum() >= pixel]
         lost += [f"{stem} ({', '.join(gone)})"] if gone else []
     for note, shares in notes.items():
         snapped, unlabelled = np.mean(shares, axis=0)
