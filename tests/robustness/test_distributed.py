@@ -1,10 +1,10 @@
 """Several processes, on the CPU with gloo, against one."""
 
 import csv
+import itertools
 import multiprocessing
 import os
 import signal
-import socket
 import subprocess
 import sys
 from datetime import timedelta
@@ -24,6 +24,9 @@ from train import train
 
 NEVER = {f"train__{name}_every": 999 for name in ("val", "preview", "save", "log")}  # but at the last step
 
+# below the range that connections of other tests get theirs from, and other ones in each process of the tests
+PORTS = itertools.count(20000 + os.getpid() % 100 * 100)
+
 
 def process(rank, port, run, *args):
     os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
@@ -33,9 +36,7 @@ def process(rank, port, run, *args):
 
 def in_two_processes(run, *args):
     """What torchrun does, without its start of many seconds: run(*args) as ranks 0 and 1. Returns their exit codes."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = next(PORTS)
     context = multiprocessing.get_context("fork")
     processes = [context.Process(target=process, args=(rank, port, run, *args)) for rank in range(2)]
     for each in processes:
